@@ -1,0 +1,125 @@
+"""Data: a sample is one JSON line, and a dataset is a module that makes or reads such lines.
+
+    {"contexts": ["User: I moved to Oslo.", "Bot: How exciting!"], "input": "User: Where do I live?\\nBot:", "target": "You live in Oslo."}
+
+contexts are c(1) ... c(t) of the paper, input is I(t) and target O(t). Three more fields are optional: "options", the
+candidates of a multiple choice (the target is one of them); "answer", the part of the target that counts as recalled;
+"distance", how many contexts ago it was told (1: in the last one before the input).
+
+A dataset module has `sample(split, index, seed)`, the index-th sample of "train", "validation" or "test"; where a time
+step t is more than "the first t contexts", it also has `sample_at(split, index, time_step, seed)`.
+"""
+
+import argparse
+import functools
+import importlib
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+GENERATED = ("dialog", "icl", "persona")  # made by our own generators: no download, the same everywhere
+SPLITS = ("train", "validation", "test")
+
+
+def source(names: str, split: str, seed: int = 0) -> Callable[[int], dict]:
+    """A function from index (0, 1, ...) to sample, for datasets named as in "dialog" or, mixed evenly, "dialog,icl".
+
+    A name is that of a dataset here, or the path of a JSON-lines file (which then serves every split) or of a folder
+    with train.jsonl, validation.jsonl and test.jsonl; files are gone through again and again, shuffled each time.
+    Raises ValueError, in one line that says what to do, when there is no such dataset, file or split.
+    """
+    parts = [_source(name, split, seed) for name in names.split(",")]
+    return lambda index: parts[index % len(parts)](index // len(parts))
+
+
+def _source(name: str, split: str, seed: int) -> Callable[[int], dict]:
+    if name in GENERATED:
+        module = importlib.import_module(f"data.{name}")
+        return lambda index: module.sample(split, index, seed)
+    samples = read_jsonl(_path(name, split))
+
+    @functools.lru_cache(2)
+    def order(epoch: int) -> list[int]:
+        return random.Random(f"{seed}/{epoch}").sample(range(len(samples)), len(samples))
+
+    return lambda index: samples[order(index // len(samples))[index % len(samples)]]
+
+
+def at_step(name: str, split: str, time_step: int, count: int, seed: int = 0) -> list[dict]:
+    """Up to `count` samples of a dataset at time step t, with t contexts each: what evaluation by time step takes.
+
+    Of multiple-choice data these are the samples' first t contexts; of other files, the samples that have just t.
+    """
+    if name in GENERATED:
+        module = importlib.import_module(f"data.{name}")
+        if hasattr(module, "sample_at"):
+            return [module.sample_at(split, index, time_step, seed) for index in range(count)]
+        samples = [module.sample(split, index, seed) for index in range(count)]
+    else:
+        samples = read_jsonl(_path(name, split))
+    if any("options" in sample for sample in samples):
+        samples = [sample | {"contexts": sample["contexts"][:time_step]} for sample in samples]
+    return [sample for sample in samples if len(sample["contexts"]) == time_step][:count]
+
+
+def _path(name: str, split: str) -> Path:
+    path = Path(name) / f"{split}.jsonl" if Path(name).is_dir() else Path(name)
+    if not path.is_file():
+        raise ValueError(f"no dataset or file {name!r}: take one of {', '.join(GENERATED)}, or a JSON-lines file")
+    return path
+
+
+def read_jsonl(path: str | Path) -> list[dict]:
+    """Samples of a JSON-lines file. Raises ValueError naming the file, the line and what is wrong with it."""
+    samples = []
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                sample = json.loads(line.decode("utf-8"))
+                check(sample)
+            except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors too
+                raise ValueError(f"{path}, line {number}: {error}") from None
+            samples.append(sample)
+    if not samples:
+        raise ValueError(f"{path} is empty: it needs one sample as JSON a line")
+    return samples
+
+
+def check(sample: object) -> None:
+    """Raises ValueError saying what keeps `sample` from being one."""
+    if not isinstance(sample, dict):
+        raise ValueError(f"a sample is a JSON object, this is {type(sample).__name__}")
+    for key in ("contexts", "input", "target"):
+        if key not in sample:
+            raise ValueError(f"the field {key!r} is missing")
+    for key in ("contexts", "options"):
+        value = sample.get(key, [])
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise ValueError(f"{key!r} is to be a list of strings")
+    for key in ("input", "target", "answer"):
+        if not isinstance(sample.get(key, ""), str):
+            raise ValueError(f"{key!r} is to be a string")
+    if not sample["target"]:
+        raise ValueError("'target' is empty: there is nothing to predict")
+    if sample.get("options") and sample["target"] not in sample["options"]:
+        raise ValueError("'target' is not among 'options'")
+    if sample.get("answer", "") not in sample["target"]:
+        raise ValueError("'answer' is not part of 'target'")
+    distance = sample.get("distance", 1)
+    if isinstance(distance, bool) or not isinstance(distance, int) or not 1 <= distance <= max(len(sample["contexts"]), 1):
+        raise ValueError("'distance' is to be a whole number from 1 to the number of contexts")
+
+
+def main(generate) -> None:
+    """What `python -m data.NAME` does: print samples as JSON lines."""
+    parser = argparse.ArgumentParser(description="Prints samples as JSON lines.")
+    parser.add_argument("--split", choices=SPLITS, default="train")
+    parser.add_argument("--count", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    try:
+        for sample in generate(options.split, options.count, options.seed):
+            print(json.dumps(sample, ensure_ascii=False))
+    except BrokenPipeError:  # `| head` has seen enough
+        pass

@@ -1,0 +1,49 @@
+"""Conditional LoRA (paper, section 3.1): a low-rank update that acts on COMP tokens and on nothing else.
+
+    y = W x + m * (alpha / r) * B A x,    m = 1 on COMP tokens and 0 on text
+
+So with any adapter the base model reads and writes text exactly as before; what trains is how COMP tokens listen (q, k),
+what they keep (v) and how they mix it (o). Instead of multiplying by m, the COMP rows are gathered, sent through two
+small products, and added back: text costs nothing.
+"""
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+ALL = True  # as `gate`: every token is adapted, which makes it plain LoRA (the paper's step 1, and the compressive baseline)
+
+
+class ConditionalLinear(nn.Linear):
+    """A frozen projection, to which `add_lora` gives trainable fp32 matrices A (r, in) and B (out, r)."""
+
+    def __init__(self, in_features: int, out_features: int):
+        super().__init__(in_features, out_features, bias=False)
+        self.lora_A = self.lora_B = None
+
+    def add_lora(self, r: int, alpha: float, dropout: float) -> None:
+        device = self.weight.device
+        self.lora_A = nn.Parameter(torch.empty(r, self.in_features, device=device))
+        self.lora_B = nn.Parameter(torch.zeros(self.out_features, r, device=device))  # so training starts at the base
+        nn.init.kaiming_uniform_(self.lora_A, a=5**0.5)
+        self.scale, self.dropout = alpha / r, dropout
+
+    def forward(self, x: Tensor, gate: Tensor | bool | None = None) -> Tensor:
+        """x (B, N, in) -> (B, N, out).
+
+        gate: int64 (C,), the rows of the flattened (B*N) tokens that LoRA acts on; ALL of them; or None, none of them.
+        """
+        y = F.linear(x, self.weight)
+        if gate is None or self.lora_A is None:
+            return y
+        x = x if gate is ALL else x.flatten(0, 1)[gate]  # (C, in)
+        x = F.dropout(x.to(self.lora_A.dtype), self.dropout, self.training)
+        update = (F.linear(F.linear(x, self.lora_A), self.lora_B) * self.scale).to(y.dtype)
+        return y + update if gate is ALL else y.flatten(0, 1).index_add(0, gate, update).view_as(y)
+
+    @torch.no_grad()
+    def merge_lora(self) -> None:
+        """W <- W + (alpha / r) B A, for plain LoRA: afterwards there is no adapter, only the base (the paper's step 1)."""
+        self.weight += (self.scale * self.lora_B @ self.lora_A).to(self.weight.dtype)
+        self.lora_A = self.lora_B = None

@@ -1,0 +1,141 @@
+"""The methods, as data: where COMP tokens go, what becomes of them, and who sees whom (paper, section 3 and figure 2).
+
+Everything else follows from an entry of METHODS: the layout of tokens, the mask and memory slots of the parallel pass, the
+recursion, the picture. Columns of attention are of three kinds: text, COMP tokens, and memory slots, which hold weighted
+means of keys and values. A token always sees its own step (one context, or input and output) up to itself; `sees`
+says what it sees beyond. A slot of step t is what merging has made of steps 0 to t.
+
+    concat   Mem(t) = [Mem(t-1); h(t)]                  later steps see the COMP tokens themselves
+    merge    Mem(t) = (1 - a_t) Mem(t-1) + a_t h(t)     later steps see slots instead, and `rate` gives a_t
+
+A new method is one more entry: see docs/extending.md.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+TEXT, COMP, SLOT, PAD = 0, 1, 2, 3  # kinds of columns
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What is known of the columns (keys) or rows (queries) of attention: int64 (B, C, 7), or (C, 7) for one sample."""
+
+    data: Tensor
+
+    sample = property(lambda self: self.data[..., 0])  # which sample of a packed row; -1 where there is none
+    kind = property(lambda self: self.data[..., 1])  # TEXT, COMP, SLOT or PAD
+    step = property(lambda self: self.data[..., 2])  # time step from 0; input and output are the step after the last context
+    index = property(lambda self: self.data[..., 3])  # j of a COMP token or slot; of text, the slot it is pooled in (or -1)
+    order = property(lambda self: self.data[..., 4])  # place in the sequence, for causality
+    last = property(lambda self: self.data[..., 5] == 1)  # belongs to input and output, which answer and do not compress
+    first = property(lambda self: self.data[..., 6] == 1)  # is BOS: the sink, where there is one
+
+    text = property(lambda self: self.kind == TEXT)
+    comp = property(lambda self: self.kind == COMP)
+    slot = property(lambda self: self.kind == SLOT)
+
+    def __getitem__(self, key) -> "Columns":
+        return Columns(self.data[key])
+
+    def to(self, device) -> "Columns":
+        return Columns(self.data.to(device))
+
+
+def columns(sample=0, kind=TEXT, step=0, index=-1, order=0, last=0, first=0) -> Columns:
+    """Columns from integers and 1-d tensors that broadcast."""
+    fields = [torch.as_tensor(field) for field in (sample, kind, step, index, order, last, first)]
+    return Columns(torch.stack(torch.broadcast_tensors(*fields), -1))
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way of compressing context. n, the number of COMP tokens (or slots) a step, is chosen beside it."""
+
+    name: str
+    about: str
+    sees: Callable[[Columns, Columns], Tensor | bool]  # (queries, keys) -> bool; beyond the query's own step
+    comp: str | None = "step"  # COMP tokens stand after each "step", or after the "end" of all contexts, or nowhere
+    rate: Callable[[int], float] | None = None  # a_t for t = 1, 2, ...: there are slots, merged at this rate
+    pools: str = "comp"  # what a slot is made of: "comp" tokens, or the "text" of the step in n equal parts
+    delay: int = 0  # a step is merged only when this many steps have come after it
+    conditional: bool = True  # LoRA acts on COMP tokens alone; False: on every token, which is plain LoRA
+    reads: bool = True  # False: contexts are left out altogether
+    sink: bool = False  # BOS stays visible to everything
+
+
+METHODS = {
+    method.name: method
+    for method in [
+        Method("none", "no context: only input and output", lambda q, k: False, comp=None, reads=False),
+        Method("full", "full context: every token seen", lambda q, k: k.text, comp=None, conditional=False),
+        Method("gist", "fixed context: one block of COMP after all contexts", lambda q, k: k.comp, comp="end"),
+        Method("ccm-concat", "the memory grows by n slots a step", lambda q, k: k.comp),
+        Method(
+            "ccm-concat-independent",
+            "as ccm-concat, each step compressed without seeing the memory",
+            lambda q, k: k.comp & q.last,
+        ),
+        Method(
+            "ccm-merge",
+            "the memory stays at n slots, a running mean over steps",
+            lambda q, k: k.slot & (k.step == q.step - 1),
+            rate=lambda t: 1 / t,
+        ),
+        Method(
+            "ccm-merge-ema",
+            "as ccm-merge, with an exponential moving average of rate 0.5",
+            lambda q, k: k.slot & (k.step == q.step - 1),
+            rate=lambda t: 1.0 if t == 1 else 0.5,
+        ),
+        Method(
+            "ccm-merge-independent",
+            "as ccm-merge, each step compressed without seeing the memory",
+            lambda q, k: k.slot & (k.step == q.step - 1) & q.last,
+            rate=lambda t: 1 / t,
+        ),
+        Method(
+            "compressive",
+            "each step's text mean-pooled into n slots (Compressive Transformer)",
+            lambda q, k: k.slot,
+            comp=None,
+            rate=lambda t: 1.0,
+            pools="text",
+            conditional=False,
+        ),
+    ]
+}
+
+
+def get_method(name: str, sink: bool = False) -> Method:
+    """The method of that name, with or without the attention sink. Raises ValueError listing the names there are."""
+    if name not in METHODS:
+        raise ValueError(f"there is no method {name!r}: take one of {', '.join(METHODS)}")
+    return replace(METHODS[name], sink=sink)
+
+
+def visible(method: Method, q: Columns, k: Columns) -> Tensor:
+    """THE predicate: may query q see key k? Bool, of the shape that q and k broadcast to.
+
+    Dense mask, block mask, picture, recursion and eviction all ask this one question.
+    """
+    own_step = (k.kind != SLOT) & (k.step == q.step)  # padding sees padding, so no row is empty
+    beyond = method.sees(q, k) | (method.sink & k.first)
+    return (k.sample == q.sample) & (k.order <= q.order) & (own_step | beyond)
+
+
+def merge_weights(method: Method, steps: int) -> Tensor:
+    """float64 (steps, steps): weight of step s in the slots of step t, from the recursion with rate a_t.
+
+    Row t is (1 - a_t) times row t-1 plus a_t at s = t: 1/t each for the running mean (paper, section 3.1).
+    """
+    rows, row = [], torch.zeros(steps, dtype=torch.float64)
+    for t in range(steps):
+        if t >= method.delay:
+            rate = method.rate(t - method.delay + 1)
+            row = (1 - rate) * row + rate * torch.eye(steps, dtype=torch.float64)[t - method.delay]
+        rows.append(row)
+    return torch.stack(rows) if rows else torch.zeros(0, 0, dtype=torch.float64)

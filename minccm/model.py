@@ -1,0 +1,172 @@
+"""The transformer: LLaMA's RMSNorm, rotary positions, grouped-query attention and SwiGLU.
+
+Two lines know of compressed memory. A COMP token takes its embedding from a table of its own; and attention asks a `view`
+which keys and values there are and who sees whom. The view is the parallel one in training (mask.Parallel) and the
+recursive one online (memory.Recursive); with the plain causal one below, this is an ordinary LLaMA.
+"""
+
+import math
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from minccm.config import LlamaConfig
+from minccm.lora import ConditionalLinear
+
+
+class Causal:
+    """The view of an ordinary language model: the tokens' own keys and values, each token sees those not after it."""
+
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        return keys, values
+
+    def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        gqa = queries.shape[1] != keys.shape[1]
+        return F.scaled_dot_product_attention(queries, keys, values, is_causal=True, enable_gqa=gqa)
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, dim: int, eps: float):
+        super().__init__()
+        self.eps, self.weight = eps, nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+def rope_frequencies(config: LlamaConfig) -> Tensor:
+    """Radians a pair of channels turns by per position: float64 (head_dim / 2,), with linear or llama3 scaling."""
+    frequencies = config.rope_theta ** -(torch.arange(0, config.head_dim, 2, dtype=torch.float64, device="cpu") / config.head_dim)
+    scaling = config.rope_scaling
+    if scaling is None:
+        return frequencies
+    if scaling["rope_type"] == "linear":
+        return frequencies / scaling["factor"]
+    # llama3: pairs that turn fully within the original context stay, those that do not even once are slowed by
+    # `factor`, and those between are blended
+    turns = scaling["original_max_position_embeddings"] * frequencies / (2 * math.pi)
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    keep = ((turns - low) / (high - low)).clamp(0, 1)
+    return frequencies * (keep + (1 - keep) / scaling["factor"])
+
+
+def rope_table(positions: Tensor, frequencies: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """cos and sin (B, 1, N, head_dim / 2). Angles are float64: at position 100,000 a float32 one is off by 0.004."""
+    angles = positions[:, None, :, None].double() * frequencies.to(positions.device)
+    at_least_fp32 = torch.promote_types(dtype, torch.float32)
+    return angles.cos().to(at_least_fp32), angles.sin().to(at_least_fp32)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions: channel i and channel i + head_dim / 2 of x (B, H, N, head_dim) turn as one pair."""
+    a, b = x.to(cos.dtype).chunk(2, -1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1).to(x.dtype)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: LlamaConfig):
+        super().__init__()
+        self.head_dim = config.head_dim
+        self.q_proj = ConditionalLinear(config.dim, config.n_heads * config.head_dim)
+        self.k_proj = ConditionalLinear(config.dim, config.n_kv_heads * config.head_dim)
+        self.v_proj = ConditionalLinear(config.dim, config.n_kv_heads * config.head_dim)
+        self.o_proj = ConditionalLinear(config.n_heads * config.head_dim, config.dim)
+
+    def forward(self, x: Tensor, layer: int, cos: Tensor, sin: Tensor, view, gate) -> Tensor:
+        def heads(y: Tensor) -> Tensor:  # (B, N, H * head_dim) -> (B, H, N, head_dim)
+            return y.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+        queries = rotate(heads(self.q_proj(x, gate)), cos, sin)
+        keys = rotate(heads(self.k_proj(x, gate)), cos, sin)  # rotated before they are stored or merged
+        values = heads(self.v_proj(x, gate))
+        keys, values = view.extend(layer, keys, values)  # N columns become [memory; tokens; slots]
+        y = view.attend(queries, keys, values)  # (B, H, N, head_dim)
+        return self.o_proj(y.transpose(1, 2).flatten(2), gate)
+
+
+class FeedForward(nn.Module):
+    """SwiGLU."""
+
+    def __init__(self, config: LlamaConfig):
+        super().__init__()
+        self.gate_proj = nn.Linear(config.dim, config.ffn_dim, bias=False)
+        self.up_proj = nn.Linear(config.dim, config.ffn_dim, bias=False)
+        self.down_proj = nn.Linear(config.ffn_dim, config.dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Block(nn.Module):
+    def __init__(self, config: LlamaConfig):
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.dim, config.norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = RMSNorm(config.dim, config.norm_eps)
+        self.mlp = FeedForward(config)
+
+    def forward(self, x: Tensor, layer: int, cos: Tensor, sin: Tensor, view, gate) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), layer, cos, sin, view, gate)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Transformer(nn.Module):
+    """LLaMA. Its parameters bear the official names less the leading "model."."""
+
+    def __init__(self, config: LlamaConfig):
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.dim)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.norm = RMSNorm(config.dim, config.norm_eps)
+        self.lm_head = nn.Linear(config.dim, config.vocab_size, bias=False)
+        self.tie_weights()
+        self.comp_embeddings: nn.Parameter | None = None  # (n, dim) fp32, once there is an adapter
+        self.frequencies = rope_frequencies(config)
+
+    def tie_weights(self) -> None:
+        if self.config.tied_embeddings:
+            self.lm_head.weight = self.embed_tokens.weight
+
+    def add_adapter(self, n: int, r: int = 8, alpha: float = 16, dropout: float = 0.05) -> None:
+        """Freezes the base and adds what trains: A and B of every q, k, v, o projection, and n COMP embeddings."""
+        self.requires_grad_(False)
+        for block in self.layers:
+            for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+                getattr(block.self_attn, name).add_lora(r, alpha, dropout)
+        table = self.embed_tokens.weight.detach().float()
+        if n:  # as the vocabulary's embeddings are spread
+            self.comp_embeddings = nn.Parameter(table.mean(0) + table.std(0) * torch.randn(n, table.shape[1]).to(table))
+
+    def adapter_state(self) -> dict[str, Tensor]:
+        """The trainable tensors by name: layers.L.self_attn.X_proj.lora_A and lora_B, and comp_embeddings."""
+        return {name: p for name, p in self.named_parameters() if "lora_" in name or name == "comp_embeddings"}
+
+    def forward(self, tokens: Tensor, positions: Tensor, view=None, comp=None, gate=None, rows=None) -> Tensor:
+        """Logits, in the dtype of the model.
+
+        tokens: int64 (B, N); ids from vocab_size on are COMP tokens. positions: int64 (B, N).
+        view: which keys and values there are and who sees whom; None is plain causal attention.
+        comp: int64 (C,), rows of the flattened tokens that are COMP tokens; None if there are none.
+        gate: what LoRA acts on, see ConditionalLinear: `comp`, lora.ALL, or None for the base model alone.
+        rows: int64 (R,), rows of the flattened tokens to predict from, for logits (R, vocab_size); None for all of
+        them, (B, N, vocab_size).
+        """
+        view = view or Causal()
+        x = self.embed(tokens, comp)  # (B, N, dim)
+        cos, sin = rope_table(positions, self.frequencies, x.dtype)
+        for layer, block in enumerate(self.layers):
+            x = block(x, layer, cos, sin, view, gate)
+        if rows is not None:
+            x = x.flatten(0, 1)[rows]  # (R, dim)
+        return self.lm_head(self.norm(x))
+
+    def embed(self, tokens: Tensor, comp: Tensor | None) -> Tensor:
+        """tokens (B, N) -> (B, N, dim); the id vocab_size + j is COMP token j of its step."""
+        x = self.embed_tokens(tokens.clamp(max=self.config.vocab_size - 1))
+        if comp is None or self.comp_embeddings is None:
+            return x
+        embeddings = self.comp_embeddings[tokens.flatten()[comp] - self.config.vocab_size]  # (C, dim)
+        return x.flatten(0, 1).index_copy(0, comp, embeddings.to(x.dtype)).view_as(x)

@@ -1,0 +1,111 @@
+"""Online: read a context, compress it, forget it; answer an input from the memory (paper, section 3.1 and figure 5).
+
+    session = Session(model, method, n)
+    session.read(ids)             # h(t) = g_comp(Mem(t-1), c(t)), Mem(t) = g_update(Mem(t-1), h(t))
+    session.generate(ids)         # O(t) ~ p( . | Mem(t), I(t))
+"""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from minccm.layout import step_columns
+from minccm.lora import ALL
+from minccm.memory import Memory
+from minccm.methods import Columns, Method, visible
+from minccm.model import Transformer
+
+
+class Recursive:
+    """The view of one step online: [memory; the step's own tokens]. It catches the step's keys and values."""
+
+    def __init__(self, method: Method, memory: Memory, added: Columns):
+        self.memory, self.keys, self.values = memory, [], []
+        seen = Columns(torch.cat([memory.columns.data, added.data]))
+        self.mask = visible(method, added[:, None], seen)  # (N, M + N)
+
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        self.keys.append(keys[0])
+        self.values.append(values[0])
+        return (
+            torch.cat([self.memory.keys[None, layer], keys], 2),
+            torch.cat([self.memory.values[None, layer], values], 2),
+        )
+
+    def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        gqa = queries.shape[1] != keys.shape[1]
+        return F.scaled_dot_product_attention(queries, keys, values, self.mask, enable_gqa=gqa)
+
+
+class Session:
+    """One conversation with a model, its context held as memory of `method` with n COMP tokens a step.
+
+    adapted: False leaves the model's adapter out, for full or no context under a base that carries one.
+    """
+
+    def __init__(self, model: Transformer, method: Method, n: int, adapted: bool = True):
+        self.model, self.method, self.n, self.adapted = model, method, n, adapted
+        weight = model.embed_tokens.weight
+        self.device = weight.device
+        self.memory = Memory.empty(model.config, weight.dtype, weight.device)
+
+    def read(self, ids: list[int]) -> None:
+        """Compresses one context, given as token ids, into the memory."""
+        if not self.method.reads:
+            return
+        _, keys, values, added, slots = self._forward(self.memory, ids, last=False)
+        self.memory = self.memory.updated(self.method, keys, values, added, slots, text=len(ids))
+
+    def logits(self, ids: list[int]) -> Tensor:
+        """Logits (N, vocab_size) on input (and output) ids, from the memory. Changes nothing."""
+        return self._forward(self.memory, ids, last=True)[0]
+
+    @torch.no_grad()
+    def generate(
+        self,
+        ids: list[int],
+        max_tokens: int = 64,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> Iterator[int]:
+        """Token ids of an output, one by one, up to EOS (which is not yielded). The memory stays as it is.
+
+        temperature 0 takes the likeliest token; above it, tokens are drawn from the likeliest ones that together have
+        the probability top_p.
+        """
+        memory = self.memory
+        for _ in range(max_tokens):
+            logits, keys, values, added, _ = self._forward(memory, ids, last=True)
+            token = sample(logits[-1], temperature, top_p, generator)
+            if token == self.model.config.eos_id:
+                return
+            yield token
+            memory = memory.extended(keys, values, added)
+            memory.position, memory.tokens = memory.position + len(ids), memory.tokens + len(ids)
+            ids = [token]
+
+    def _forward(self, memory: Memory, ids: list[int], last: bool):
+        """The model on one step, or the next piece of the last: logits, keys, values, columns and slots."""
+        config = self.model.config
+        offsets, added, slots = step_columns(self.method, self.n, memory.step, len(ids), memory.tokens, last)
+        comp_ids = list(range(config.vocab_size, config.vocab_size + len(offsets) - len(ids)))
+        tokens = torch.tensor([ids + comp_ids], dtype=torch.long, device=self.device)
+        added, slots = Columns(added.data.to(self.device)), Columns(slots.data.to(self.device))
+        positions = (memory.position + offsets).to(self.device)[None]
+        comp = added.comp.nonzero()[:, 0]
+        gate = None if not self.adapted else comp if self.method.conditional else ALL
+        logits = self.model(tokens, positions, view := Recursive(self.method, memory, added), comp, gate)[0]  # (N, vocab_size)
+        return logits, torch.stack(view.keys), torch.stack(view.values), added, slots
+
+
+def sample(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator | None = None) -> int:
+    """A token drawn from logits (vocab_size,): see Session.generate."""
+    if temperature == 0:
+        return int(logits.argmax())
+    probabilities, order = (logits.float() / temperature).softmax(-1).sort(descending=True)
+    before = probabilities.cumsum(-1) - probabilities  # the likeliest token always stays
+    probabilities = probabilities * (before < top_p)
+    return int(order[torch.multinomial(probabilities, 1, generator=generator)])

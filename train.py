@@ -1,0 +1,250 @@
+"""Train a compression adapter (the paper's step 2), full-context LoRA (its step 1), or a small base model from nothing.
+
+    python train.py --data dialog                                       # ccm-concat for the model that ships
+    python train.py --data dialog --method full --out runs/step1        # step 1, then step 2 from it:
+    python train.py --data dialog --method ccm-merge --init runs/step1
+    python train.py --pretrain --data dialog,icl,persona --out runs/base --steps 2000
+
+Step 2 in one line: lay out c(1) COMP ... c(T) COMP I O, one forward pass under the mask, cross-entropy on O, and
+gradients for nothing but the conditional LoRA and the COMP embeddings (paper, algorithm 1).
+"""
+
+import json
+import math
+import shutil
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+import data
+from eval import BASELINES, TIME_STEPS, Run, close_gaps, evaluate, show
+from minccm import cli
+from minccm.checkpoint import load_adapter, load_model, make_folder, save_adapter, save_model, write_text
+from minccm.config import LlamaConfig
+from minccm.layout import Batch, collate, group, lay_out, segments
+from minccm.mask import predict
+from minccm.methods import METHODS, Method, get_method
+from minccm.model import Transformer
+from minccm.tokenizer import Tokenizer, train_tokenizer
+
+SETTINGS = ("data", "method", "n", "sink", "r", "alpha", "dropout", "lr", "batch", "steps", "warmup", "text_weight", "seed")
+
+
+def arguments():
+    parser = cli.parser(__doc__.split("\n")[0])
+    parser.set_defaults(method="ccm-concat")
+    add = parser.add_argument
+    add("--data", default="dialog", help=f"{', '.join(data.GENERATED)}, a JSON-lines file, or several with commas between")
+    add("--out", default=None, help="output folder; by default runs/DATA-METHOD")
+    add("--steps", type=int, default=300, help="optimizer steps")
+    add("--batch", type=int, default=32, help="samples a step")
+    add("--lr", type=float, default=3e-3, help="peak learning rate; cosine to a tenth")
+    add("--warmup", type=float, default=0.03, help="share of the steps in which the learning rate rises")
+    add("--n", type=int, default=None, help="COMP tokens a step; by default 2, or 8 for merging methods")
+    add("--sink", action="store_true", help="keep BOS visible to everything")
+    add("--r", type=int, default=16, help="rank of LoRA")
+    add("--alpha", type=float, default=32, help="scale of LoRA: alpha / r")
+    add("--dropout", type=float, default=0.0, help="of LoRA's input")
+    add("--text-weight", type=float, default=None, help="loss weight of text before the target; by default 0, --pretrain 0.1")
+    add("--row-tokens", type=int, default=None, help="tokens of one forward pass; by default 8192, on a GPU 65536")
+    add("--init", default=None, help="a step-1 adapter (method full) to start from")
+    add("--resume", action="store_true", help="go on from the checkpoint in the output folder")
+    add("--save-every", type=int, default=100, help="steps between checkpoints")
+    add("--eval-samples", type=int, default=100, help="test samples a time step in the final table; 0 for no table")
+    add("--pretrain", action="store_true", help="train a base model from nothing, and write it to --out")
+    for name, value in (("dim", 256), ("ffn", 704), ("layers", 6), ("heads", 8), ("vocab", 3072), ("positions", 2048)):
+        add(f"--{name}", type=int, default=value, help="shape of the --pretrain model")
+    options = parser.parse_args()
+    if options.pretrain:
+        options.method = "full"
+    options.text_weight = (0.1 if options.pretrain else 0.0) if options.text_weight is None else options.text_weight
+    kind = "base" if options.pretrain else options.method
+    options.out = Path(options.out or f"runs/{'-'.join(Path(part).stem for part in options.data.split(','))}-{kind}")
+    return options
+
+
+class Steps(Dataset):
+    """Item i: the batches that make up optimizer step i. Made from the seed and i alone, so a resumed run gets the same."""
+
+    def __init__(self, source, tokenizer: Tokenizer, config: LlamaConfig, method: Method, n: int, options):
+        self.source, self.tokenizer, self.config, self.method, self.n = source, tokenizer, config, method, n
+        self.options = options
+
+    def __len__(self) -> int:
+        return self.options.steps
+
+    def __getitem__(self, step: int) -> list[Batch]:
+        layouts = []
+        for index in range(step * self.options.batch, (step + 1) * self.options.batch):
+            contexts, input, target = segments(self.tokenizer, self.source(index), self.method.reads)
+            weight = self.options.text_weight
+            layout = lay_out(self.method, self.n, self.config.vocab_size, contexts, input, target, weight)
+            if (longest := int(layout.positions.max()) + 1) > self.config.max_positions:
+                raise ValueError(f"a sample of {longest} tokens is longer than the model's {self.config.max_positions} positions")
+            layouts.append(layout)
+        groups = group([len(layout.tokens) for layout in layouts], self.options.row_tokens)
+        return [collate([[layouts[i]] for i in indices]) for indices in groups]
+
+
+def new_base(options, device) -> tuple[Transformer, Tokenizer]:
+    """A LLaMA from nothing, and a tokenizer trained on the data's text."""
+    path = make_folder(options.out) / "tokenizer.model"
+    if not (options.resume and path.is_file()):
+        source = data.source(options.data, "train", options.seed)
+        lines = (text for i in range(20000) for text in (lambda s: [*s["contexts"], s["input"], s["target"]])(source(i)))
+        train_tokenizer(lines, path, options.vocab)
+    tokenizer = Tokenizer(path)
+    config = LlamaConfig(
+        vocab_size=tokenizer.vocab_size,
+        dim=options.dim,
+        ffn_dim=options.ffn,
+        n_layers=options.layers,
+        n_heads=options.heads,
+        n_kv_heads=options.heads,
+        head_dim=options.dim // options.heads,
+        max_positions=options.positions,
+    )
+    model = Transformer(config)
+    for name, weight in model.named_parameters():
+        if weight.ndim == 2:  # a small model with the usual std of 0.02 does not learn to copy: see docs/training.md
+            torch.nn.init.normal_(weight, std=1.0 if name == "embed_tokens.weight" else weight.shape[1] ** -0.5)
+    return model.to(device), tokenizer
+
+
+def main():
+    options = arguments()
+    device, dtype = cli.device_and_dtype(options)
+    options.row_tokens = options.row_tokens or (8192 if device.type == "cpu" else 65536)
+    method = get_method(options.method, options.sink)
+    if options.n is None:
+        options.n = 0 if method.name in ("none", "full") else 8 if method.rate and method.comp else 2
+    out = make_folder(options.out)
+    source = data.source(options.data, "train", options.seed)
+    torch.manual_seed(options.seed)
+
+    # What trains: the whole of a new base model, or the adapter of a frozen one.
+    if options.pretrain:
+        model, tokenizer = new_base(options, device)
+        trained = dict(model.named_parameters())
+    else:
+        model, tokenizer = load_model(options.model, device, dtype), Tokenizer(options.model)
+        if options.init:
+            if load_adapter(model, options.init)[0].name != "full":
+                raise ValueError(f"--init {options.init} is no step-1 adapter: train one with --method full")
+            if Path(options.init).resolve() != (out / "init").resolve():
+                shutil.copytree(options.init, out / "init", dirs_exist_ok=True)
+        model.add_adapter(options.n, options.r, options.alpha, options.dropout)
+        trained = model.adapter_state()
+    model.train()
+    decay = 0.1 if options.pretrain else 0.0
+    optimizer = torch.optim.AdamW(trained.values(), lr=options.lr, betas=(0.9, 0.95), weight_decay=decay)
+
+    first = resume(out, options, trained, optimizer) if options.resume else 0
+    log = open(out / "log.jsonl", "a" if first else "w", buffering=1)
+    steps = Steps(source, tokenizer, model.config, method, options.n, options)
+    workers = 0 if device.type == "cpu" else 12
+    # the loader must not draw from the generator that dropout draws from, or a resumed run would differ
+    loader = DataLoader(steps, batch_size=None, sampler=range(first, options.steps), num_workers=workers, generator=torch.Generator())
+    bar = tqdm(loader, total=options.steps, initial=first, unit="step", dynamic_ncols=True)
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=options.pretrain and device.type == "cuda")
+
+    for step, batches in enumerate(bar, first):
+        began = time.perf_counter()
+        for group_ in optimizer.param_groups:
+            group_["lr"] = options.lr * schedule(step, options.steps, options.warmup)
+        weight = sum(float(batch.weights.sum()) for batch in batches)  # of the whole step, however it is split
+        total = 0.0
+        for batch in batches:
+            batch = batch.to(device)
+            with autocast:
+                logits, rows = predict(model, method, batch)  # (R, vocab_size)
+                losses = F.cross_entropy(logits.float(), batch.labels.flatten()[rows], reduction="none")  # (R,)
+                loss = (losses * batch.weights.flatten()[rows]).sum() / weight
+            loss.backward()
+            total += loss.detach()
+        norm = torch.nn.utils.clip_grad_norm_(trained.values(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+        total = float(total)
+        if not math.isfinite(total):
+            raise ValueError(f"the loss is {total} at step {step + 1}: try a smaller --lr")
+        speed = sum(batch.tokens.numel() for batch in batches) / (time.perf_counter() - began)
+        lr = optimizer.param_groups[0]["lr"]
+        log.write(json.dumps({"step": step + 1, "loss": total, "lr": lr, "norm": float(norm), "tokens_per_s": speed}) + "\n")
+        bar.set_postfix_str(f"loss {total:.3f}, {speed:,.0f} tokens/s")
+        if (step + 1) % options.save_every == 0 or step + 1 == options.steps:
+            save(out, options, trained, optimizer, step + 1)
+    log.close()
+
+    model.eval()
+    if options.pretrain:
+        save_model(out, model)
+        model = load_model(out, device, dtype)  # as it was written, in bf16
+        runs = BASELINES
+    else:
+        save_adapter(out, model, method, options.n, base_name=Path(options.model).name, **{k: vars(options)[k] for k in ("data", "steps", "seed")})
+        runs = BASELINES + [Run(method, options.n)]
+    if options.eval_samples:
+        report(options, model, tokenizer, runs)
+    if options.pretrain:
+        print(f"next: python train.py --model {out} --data {options.data}")
+    else:
+        print(f"next: python chat.py --model {options.model} --adapter {out}")
+
+
+def schedule(step: int, steps: int, warmup: float) -> float:
+    """The learning rate of a step as a share of its peak: a linear rise, then a cosine to a tenth."""
+    rise = max(1, round(warmup * steps))
+    if step < rise:
+        return (step + 1) / rise
+    return 0.1 + 0.9 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise))) / 2
+
+
+def save(out: Path, options, trained: dict, optimizer, step: int) -> None:
+    """A checkpoint from which --resume goes on as if nothing had happened; written beside and then renamed."""
+    settings = {name: vars(options)[name] for name in SETTINGS}
+    state = {"step": step, "settings": settings, "trained": trained, "optimizer": optimizer.state_dict(), "rng": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda_rng"] = torch.cuda.get_rng_state()
+    torch.save(state, out / "state.pt.part")
+    (out / "state.pt.part").replace(out / "state.pt")
+
+
+def resume(out: Path, options, trained: dict, optimizer) -> int:
+    """Takes up the checkpoint in `out`; returns its step. Cuts the log back to it."""
+    path = out / "state.pt"
+    if not path.is_file():
+        raise ValueError(f"{path} is not there: nothing to resume, leave --resume out")
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    for name, value in state["settings"].items():
+        if vars(options)[name] != value:
+            raise ValueError(f"{path} was made with --{name.replace('_', '-')} {value}, not {vars(options)[name]}")
+    for name, tensor in state["trained"].items():
+        trained[name].data.copy_(tensor)
+    optimizer.load_state_dict(state["optimizer"])
+    torch.set_rng_state(state["rng"])
+    if "cuda_rng" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda_rng"])
+    lines = (out / "log.jsonl").read_text().splitlines()[: state["step"]]
+    write_text(out / "log.jsonl", "".join(line + "\n" for line in lines))
+    return state["step"]
+
+
+def report(options, model: Transformer, tokenizer: Tokenizer, runs: list[Run]) -> None:
+    """The final table, on test data."""
+    for name in options.data.split(","):
+        rows = []
+        for run in tqdm(runs, desc=f"evaluating on {name}", leave=False):
+            time_steps = TIME_STEPS.get(name, TIME_STEPS["dialog"])
+            rows += evaluate(model, tokenizer, run, name, time_steps, options.eval_samples, options.seed, options.row_tokens)
+        close_gaps(rows)
+        show(rows)
+
+
+if __name__ == "__main__":
+    cli.run(main)
