@@ -2,12 +2,14 @@
 
     python eval.py --data dialog                  # the model that ships: none, full, and each adapter beside it
     python eval.py --data icl --adapter DIR --json result.json --picture result.png
+    python eval.py --masks masks.png              # who sees whom, for every method
 
 Perplexity is over the target's tokens without EOS. Recall is the share of answers of which every token is the likeliest
 one, given the true target before it. Accuracy takes the option of the highest summed log-likelihood, EOS included.
 """
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import data
+from data import dialog
 from minccm import cli
 from minccm.checkpoint import load_adapter, load_model, make_folder, write_text
 from minccm.layout import Layout, collate, group, lay_out, segments
@@ -90,7 +93,7 @@ def measure(model: Transformer, tokenizer: Tokenizer, run: Run, samples: list[di
     per_pair = model.config.kv_bytes_per_pair * model.embed_tokens.weight.element_size()
     out = {"samples": len(samples)}
     if tokens:
-        out["perplexity"] = float(torch.tensor(nll / tokens).exp())
+        out["perplexity"] = math.exp(nll / tokens)
     if recalled:
         out["recall"] = sum(recalled) / len(recalled)
     if right:
@@ -122,40 +125,145 @@ def memory_pairs(method: Method, layout: Layout) -> int:
 
 def close_gaps(rows: list[dict]) -> None:
     """Adds gap_closed to rows: 0 as without context, 1 as with full context; by log-perplexity or by accuracy."""
+    at = {(row["data"], row["time_step"], row["method"]): row for row in rows}
+
+    def gain(row: dict) -> float:
+        return row["accuracy"] if "accuracy" in row else -math.log(row["perplexity"])
+
     for row in rows:
-        at = {r["method"]: r for r in rows if (r["data"], r["time_step"]) == (row["data"], row["time_step"])}
-        if "none" not in at or "full" not in at:
-            continue
-        if "accuracy" in row:
-            none, full, this = (at[name]["accuracy"] for name in ("none", "full", row["method"]))
-        else:
-            none, full, this = (-torch.tensor(at[name]["perplexity"]).log().item() for name in ("none", "full", row["method"]))
-        row["gap_closed"] = (this - none) / (full - none) if full != none else float("nan")
+        none, full = (at.get((row["data"], row["time_step"], method)) for method in ("none", "full"))
+        if none and full and gain(full) != gain(none):
+            row["gap_closed"] = (gain(row) - gain(none)) / (gain(full) - gain(none))
 
 
-def show(rows: list[dict], console: Console | None = None) -> None:
-    """Prints a table for each metric: a line a method, a column a time step, and the memory at the last one."""
+def evaluate_distances(
+    model: Transformer, tokenizer: Tokenizer, run: Run, distances, count: int, seed: int, budget: int
+) -> list[dict]:
+    """Rows for dialog by `distance`: recall of a fact told d contexts ago, in conversations of d to 20 contexts."""
+    rows = []
+    for distance in distances:
+        lengths = range(distance, max(distance, 20) + 1)
+        samples = [dialog.sample_at("test", i, lengths[i % len(lengths)], seed, distance) for i in range(count)]
+        measured = measure(model, tokenizer, run, samples, budget)
+        rows.append({"data": "dialog", "method": run.label, "n": run.n, "distance": distance} | measured)
+    return rows
+
+
+def show(rows: list[dict], by: str = "time_step", console: Console | None = None) -> None:
+    """Prints a table for each metric: a line a method, a column a time step (or distance), and the memory at the last."""
     console = console or Console()
-    for name in dict.fromkeys(row["data"] for row in rows):
+    after = {"time_step": "after t contexts", "distance": "of a fact told d contexts ago"}[by]
+    for name, metric in dict.fromkeys((row["data"], metric) for row in rows for metric in METRICS if metric in row):
+        if by == "distance" and metric != "recall":
+            continue
         of_data = [row for row in rows if row["data"] == name]
-        time_steps = sorted({row["time_step"] for row in of_data})
-        for metric, title in METRICS.items():
-            if metric not in of_data[0]:
-                continue
-            table = Table(title=f"{name}: {title} after t contexts", title_justify="left")
-            table.add_column("method")
-            for t in time_steps:
-                table.add_column(f"t = {t}", justify="right")
-            for heading in ("gap closed", "KV pairs", "KV memory"):
-                table.add_column(heading + f" at {time_steps[-1]}", justify="right")
-            for method in dict.fromkeys(row["method"] for row in of_data):
-                at = {row["time_step"]: row for row in of_data if row["method"] == method}
-                cells = [_number(at[t][metric], metric) if t in at else "" for t in time_steps]
-                last = at[max(at)]
-                gap = f"{last['gap_closed']:.2f}" if "gap_closed" in last and method not in ("none", "full") else ""
-                table.add_row(method, *cells, gap, f"{last['kv_pairs']:.0f}", f"{last['kv_bytes'] / 1024:.0f} KiB")
-            console.print(table)
+        columns = sorted({row[by] for row in of_data})
+        table = Table(title=f"{name}: {METRICS[metric]} {after}", title_justify="left")
+        for heading in ("method", *(f"{by[0]}={c}" for c in columns)):
+            table.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=True)
+        for heading in ("gap closed", "KV pairs", "KiB"):
+            table.add_column(heading, justify="right")
+        for method in dict.fromkeys(row["method"] for row in of_data):
+            at = {row[by]: row for row in of_data if row["method"] == method}
+            cells = [_number(at[c][metric], metric) if c in at else "" for c in columns]
+            last = at[max(at)]
+            gap = f"{last['gap_closed']:.2f}" if "gap_closed" in last and method not in ("none", "full") else ""
+            table.add_row(method, *cells, gap, f"{last['kv_pairs']:.0f}", f"{last['kv_bytes'] / 1024:.0f}")
+        table.caption = f"gap closed and KV memory at {by[0]}={columns[-1]}"
+        console.print(table)
 
 
 def _number(value: float, metric: str) -> str:
     return f"{value:.2f}" if metric == "perplexity" else f"{100 * value:.1f}%"
+
+
+def picture(rows: list[dict], path: Path) -> None:
+    """Draws each dataset's metric by time step (left) and against KV memory (right; the paper's figure 10)."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    names = list(dict.fromkeys(row["data"] for row in rows))
+    figure, axes = plt.subplots(len(names), 2, figsize=(9, 3.2 * len(names)), squeeze=False, layout="constrained")
+    for name, (left, right) in zip(names, axes):
+        of_data = [row for row in rows if row["data"] == name]
+        metric = next(metric for metric in METRICS if metric in of_data[0])
+        for i, method in enumerate(dict.fromkeys(row["method"] for row in of_data)):
+            line = [row for row in of_data if row["method"] == method]
+            style = dict(marker="o", markersize=4, color=f"C{i}", label=method)
+            left.plot([row["time_step"] for row in line], [row[metric] for row in line], **style)
+            right.plot([row["kv_bytes"] / 1024 for row in line], [row[metric] for row in line], **style)
+        left.set(title=name, xlabel="time step t (contexts so far)", ylabel=METRICS[metric])
+        right.set(xlabel="KV memory (KiB)")
+        right.set_xscale("symlog", linthresh=1)
+        left.legend(fontsize=8)
+    save_figure(figure, path)
+
+
+def save_figure(figure, path: Path) -> None:
+    """Writes a picture whole or not at all."""
+    make_folder(path.parent)
+    beside = path.with_name(f".{path.name}.part{path.suffix}")
+    figure.savefig(beside, dpi=150)
+    beside.replace(path)
+
+
+def adapters_of(options) -> list[Path]:
+    """The adapters to evaluate: those named, or all that stand in the model's folder."""
+    if options.adapter:
+        return [Path(adapter) for adapter in options.adapter]
+    return sorted(path.parent for path in Path(options.model).glob("*/adapter.json"))
+
+
+def main():
+    parser = cli.parser(__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("--adapter", nargs="+", default=None, help="adapter folders; by default all that stand in the model's folder")
+    add("--data", default="dialog", help=f"{', '.join(data.GENERATED)} or a JSON-lines file; several with commas between")
+    add("--time-steps", type=int, nargs="+", default=None, help="numbers of contexts")
+    add("--samples", type=int, default=200, help="test samples a time step")
+    add("--row-tokens", type=int, default=8192, help="tokens of one forward pass")
+    add("--json", type=Path, default=None, help="write the table there, as a list of rows")
+    add("--picture", type=Path, default=None, help="draw the table there")
+    add("--masks", type=Path, default=None, help="draw the masks of all methods there, and do nothing else")
+    options = parser.parse_args()
+    if options.masks:
+        from minccm.picture import draw_masks
+
+        return save_figure(draw_masks(), options.masks)
+    device, dtype = cli.device_and_dtype(options)
+    model, tokenizer = load_model(options.model, device, dtype), Tokenizer(options.model)
+    wanted = options.method.split(",") if options.method else None
+    for name in wanted or []:
+        get_method(name)
+    rows, distances = [], []
+    runs = BASELINES + [Run(get_method("none"), adapter=path) for path in adapters_of(options)]
+    bar = tqdm(runs, desc="evaluating", leave=False)
+    for run in bar:
+        if run.adapter:
+            run = Run(*load_adapter(model, run.adapter), adapter=run.adapter)
+            if wanted and run.method.name not in wanted:
+                continue
+            taken = {row["method"] for row in rows}
+            run.label = run.adapter.name if run.label in taken else run.label
+        bar.set_postfix_str(run.label)
+        for name in dict.fromkeys(options.data.split(",")):
+            time_steps = options.time_steps or TIME_STEPS.get(name, TIME_STEPS["dialog"])
+            rows += evaluate(model, tokenizer, run, name, time_steps, options.samples, options.seed, options.row_tokens)
+            if name == "dialog":
+                distances += evaluate_distances(
+                    model, tokenizer, run, TIME_STEPS["dialog"], options.samples, options.seed, options.row_tokens
+                )
+    close_gaps(rows)
+    show(rows)
+    show(distances, by="distance")
+    if options.json:
+        make_folder(options.json.parent)
+        write_text(options.json, json.dumps(rows + distances, indent=1) + "\n")
+    if options.picture:
+        picture(rows, options.picture)
+
+
+if __name__ == "__main__":
+    cli.run(main)

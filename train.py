@@ -63,7 +63,7 @@ def arguments():
         options.method = "full"
     options.text_weight = (0.1 if options.pretrain else 0.0) if options.text_weight is None else options.text_weight
     kind = "base" if options.pretrain else options.method
-    options.out = Path(options.out or f"runs/{'-'.join(Path(part).stem for part in options.data.split(','))}-{kind}")
+    options.out = Path(options.out or f"runs/{'-'.join(Path(part).stem for part in dict.fromkeys(options.data.split(',')))}-{kind}")
     return options
 
 
@@ -237,7 +237,7 @@ def resume(out: Path, options, trained: dict, optimizer) -> int:
 
 def report(options, model: Transformer, tokenizer: Tokenizer, runs: list[Run]) -> None:
     """The final table, on test data."""
-    for name in options.data.split(","):
+    for name in dict.fromkeys(options.data.split(",")):
         rows = []
         for run in tqdm(runs, desc=f"evaluating on {name}", leave=False):
             time_steps = TIME_STEPS.get(name, TIME_STEPS["dialog"])

@@ -27,7 +27,7 @@ RECALL = 0.7  # share of the samples of `generate` that end in a recall question
 
 def _words(text: str) -> list[str]:
     """The entries of a comma-separated table."""
-    return [entry.strip() for entry in text.replace("\n", " ").split(",")]
+    return [" ".join(entry.split()) for entry in text.split(",")]
 
 
 def _pairs(first: str, second: str, joint: str = " ") -> list[str]:
@@ -38,102 +38,105 @@ def _pairs(first: str, second: str, joint: str = " ") -> list[str]:
 def _invented(count: int) -> list[str]:
     """Names from syllables that no list of names has, so that a model has to copy them rather than know them."""
     rng = random.Random("invented")
-    starts = _words("Bel, Bro, Dar, Dol, Fen, Gal, Hol, Jor, Kal, Kel, Lom, Mar, Mel, Nor, Pel, Quin, Ral, Sol, Tar, Tor, "
-                    "Ul, Val, Vel, Wen, Yor, Zan, Zel")
+    starts = _words("Bel, Bro, Dar, Dol, Fen, Gal, Hol, Jor, Kal, Kel, Lom, Mar, Mel, Nor, Pel, Quin, Ral, Sol, Tar, "
+                    "Tor, Ul, Val, Vel, Wen, Yor, Zan, Zel")
     middles = _words("a, e, i, o, ba, da, de, go, ka, la, li, lo, me, mi, na, no, ra, ri, ro, ta, ti, va, vi, za")
-    ends = _words("bo, dan, din, dor, ka, las, len, lin, lo, mar, mi, na, nel, nor, ra, ren, ri, ro, san, ta, tin, vik, zo")
+    ends = _words("bo, dan, din, dor, ka, las, len, lin, lo, mar, mi, na, nel, nor, ra, ren, ri, ro, san, ta, tin, "
+                  "vik, zo")
     return sorted({rng.choice(starts) + rng.choice(middles) + rng.choice(ends) for _ in range(count)})
 
 
 WOMEN = _words("""
-    Ada, Agnes, Alice, Alma, Amelia, Amy, Andrea, Angela, Anita, Anna, Astrid, Beatrice, Bella, Bianca, Bridget, Camilla,
-    Carla, Carmen, Carol, Caroline, Cecilia, Celia, Charlotte, Chloe, Clara, Daisy, Dana, Daphne, Diana, Dora, Doris,
-    Edith, Eileen, Elena, Elisa, Ella, Ellen, Emily, Emma, Erica, Esther, Eva, Fatima, Fiona, Flora, Frances, Gloria,
-    Grace, Greta, Hannah, Heather, Helen, Hilda, Ida, Ines, Ingrid, Irene, Iris, Isabel, Jane, Janet, Jasmine, Jenny,
-    Joanna, Judith, Julia, Karen, Kate, Laura, Leah, Leila, Lena, Linda, Lisa, Louise, Lucy, Lydia, Maria, Martha, Maya,
-    Mei, Miriam, Molly, Nadia, Naomi, Nina, Nora, Olga, Olivia, Paula, Petra, Priya, Rachel, Rita, Rosa, Ruth, Sara, Selma,
-    Silvia, Sofia, Stella, Susan, Tanya, Teresa, Tina, Ursula, Vera, Wanda, Yuki, Zoe""")
+    Ada, Agnes, Alice, Alma, Amelia, Amy, Andrea, Angela, Anita, Anna, Astrid, Beatrice, Bella, Bianca, Bridget,
+    Camilla, Carla, Carmen, Carol, Caroline, Cecilia, Celia, Charlotte, Chloe, Clara, Daisy, Dana, Daphne, Diana,
+    Dora, Doris, Edith, Eileen, Elena, Elisa, Ella, Ellen, Emily, Emma, Erica, Esther, Eva, Fatima, Fiona, Flora,
+    Frances, Gloria, Grace, Greta, Hannah, Heather, Helen, Hilda, Ida, Ines, Ingrid, Irene, Iris, Isabel, Jane, Janet,
+    Jasmine, Jenny, Joanna, Judith, Julia, Karen, Kate, Laura, Leah, Leila, Lena, Linda, Lisa, Louise, Lucy, Lydia,
+    Maria, Martha, Maya, Mei, Miriam, Molly, Nadia, Naomi, Nina, Nora, Olga, Olivia, Paula, Petra, Priya, Rachel,
+    Rita, Rosa, Ruth, Sara, Selma, Silvia, Sofia, Stella, Susan, Tanya, Teresa, Tina, Ursula, Vera, Wanda, Yuki, Zoe""")
 MEN = _words("""
-    Aaron, Adam, Adrian, Ahmed, Alan, Albert, Alex, Andrew, Anton, Arthur, Ben, Boris, Brian, Bruno, Carl, Carlos, Cesar,
-    Charles, Chris, Colin, Daniel, David, Dennis, Diego, Dmitri, Edgar, Edward, Elias, Emil, Enzo, Eric, Ethan, Felix,
-    Finn, Frank, Fred, Gabriel, George, Gordon, Gustav, Hamid, Harry, Henry, Hugo, Ian, Igor, Ivan, Jack, Jacob, James,
-    Jan, Jason, Javier, Joel, John, Jonas, Jorge, Joseph, Kevin, Kofi, Kurt, Lars, Leo, Liam, Louis, Lucas, Luke, Marco,
-    Mark, Martin, Matt, Max, Michael, Milo, Mohan, Nathan, Neil, Nick, Noah, Oliver, Omar, Oscar, Otto, Pablo, Patrick,
-    Paul, Pedro, Peter, Philip, Rafael, Ravi, Richard, Robert, Robin, Roger, Samir, Samuel, Sergio, Simon, Stefan, Steven,
-    Tariq, Theo, Thomas, Tim, Tony, Victor, Vincent, Walter, William""")
+    Aaron, Adam, Adrian, Ahmed, Alan, Albert, Alex, Andrew, Anton, Arthur, Ben, Boris, Brian, Bruno, Carl, Carlos,
+    Cesar, Charles, Chris, Colin, Daniel, David, Dennis, Diego, Dmitri, Edgar, Edward, Elias, Emil, Enzo, Eric, Ethan,
+    Felix, Finn, Frank, Fred, Gabriel, George, Gordon, Gustav, Hamid, Harry, Henry, Hugo, Ian, Igor, Ivan, Jack,
+    Jacob, James, Jan, Jason, Javier, Joel, John, Jonas, Jorge, Joseph, Kevin, Kofi, Kurt, Lars, Leo, Liam, Louis,
+    Lucas, Luke, Marco, Mark, Martin, Matt, Max, Michael, Milo, Mohan, Nathan, Neil, Nick, Noah, Oliver, Omar, Oscar,
+    Otto, Pablo, Patrick, Paul, Pedro, Peter, Philip, Rafael, Ravi, Richard, Robert, Robin, Roger, Samir, Samuel,
+    Sergio, Simon, Stefan, Steven, Tariq, Theo, Thomas, Tim, Tony, Victor, Vincent, Walter, William""")
 CITIES = _words("""
     Aberdeen, Accra, Amman, Amsterdam, Ankara, Antwerp, Athens, Auckland, Austin, Baghdad, Baku, Baltimore, Bangkok,
     Barcelona, Basel, Beirut, Belfast, Belgrade, Bergen, Berlin, Bilbao, Bogota, Bologna, Bombay, Bordeaux, Boston,
-    Bremen, Brighton, Brisbane, Bristol, Brussels, Bucharest, Budapest, Cairo, Calgary, Cambridge, Canberra, Cape Town,
-    Caracas, Cardiff, Chicago, Cologne, Copenhagen, Cork, Dakar, Dallas, Damascus, Delhi, Denver, Detroit, Dresden,
-    Dublin, Durban, Edinburgh, Florence, Frankfurt, Geneva, Genoa, Ghent, Glasgow, Granada, Graz, Hamburg, Hanoi, Havana,
-    Helsinki, Hong Kong, Houston, Istanbul, Jakarta, Kabul, Kiev, Kingston, Krakow, Kyoto, Lagos, Lahore, Leeds, Leipzig,
-    Lima, Lisbon, Liverpool, London, Los Angeles, Lyon, Madrid, Malaga, Manchester, Manila, Marseille, Melbourne, Miami,
-    Milan, Montreal, Moscow, Munich, Nairobi, Nantes, Naples, New York, Nice, Osaka, Oslo, Ottawa, Oxford, Palermo,
-    Paris, Perth, Philadelphia, Phoenix, Pisa, Plymouth, Porto, Prague, Quebec, Quito, Reykjavik, Riga, Rome, Rotterdam,
-    Salzburg, San Diego, Santiago, Sarajevo, Seattle, Seoul, Seville, Shanghai, Sheffield, Singapore, Sofia, Stockholm,
-    Sydney, Taipei, Tallinn, Tampa, Tbilisi, Tehran, Tokyo, Toronto, Toulouse, Trieste, Tunis, Turin, Utrecht, Valencia,
-    Vancouver, Venice, Verona, Vienna, Vilnius, Warsaw, Wellington, York, Zagreb, Zurich""")
+    Bremen, Brighton, Brisbane, Bristol, Brussels, Bucharest, Budapest, Cairo, Calgary, Cambridge, Canberra, Cape
+    Town, Caracas, Cardiff, Chicago, Cologne, Copenhagen, Cork, Dakar, Dallas, Damascus, Delhi, Denver, Detroit,
+    Dresden, Dublin, Durban, Edinburgh, Florence, Frankfurt, Geneva, Genoa, Ghent, Glasgow, Granada, Graz, Hamburg,
+    Hanoi, Havana, Helsinki, Hong Kong, Houston, Istanbul, Jakarta, Kabul, Kiev, Kingston, Krakow, Kyoto, Lagos,
+    Lahore, Leeds, Leipzig, Lima, Lisbon, Liverpool, London, Los Angeles, Lyon, Madrid, Malaga, Manchester, Manila,
+    Marseille, Melbourne, Miami, Milan, Montreal, Moscow, Munich, Nairobi, Nantes, Naples, New York, Nice, Osaka,
+    Oslo, Ottawa, Oxford, Palermo, Paris, Perth, Philadelphia, Phoenix, Pisa, Plymouth, Porto, Prague, Quebec, Quito,
+    Reykjavik, Riga, Rome, Rotterdam, Salzburg, San Diego, Santiago, Sarajevo, Seattle, Seoul, Seville, Shanghai,
+    Sheffield, Singapore, Sofia, Stockholm, Sydney, Taipei, Tallinn, Tampa, Tbilisi, Tehran, Tokyo, Toronto, Toulouse,
+    Trieste, Tunis, Turin, Utrecht, Valencia, Vancouver, Venice, Verona, Vienna, Vilnius, Warsaw, Wellington, York,
+    Zagreb, Zurich""")
 COUNTRIES = _words("""
-    Albania, Argentina, Armenia, Australia, Austria, Belgium, Bolivia, Brazil, Bulgaria, Cambodia, Canada, Chile, China,
-    Colombia, Costa Rica, Croatia, Cuba, Cyprus, Denmark, Ecuador, Egypt, Estonia, Ethiopia, Fiji, Finland, France,
-    Georgia, Germany, Ghana, Greece, Hungary, Iceland, India, Ireland, Israel, Italy, Jamaica, Japan, Jordan, Kenya,
-    Latvia, Lebanon, Malta, Mexico, Morocco, Nepal, New Zealand, Norway, Panama, Peru, Poland, Portugal, Romania,
-    Scotland, Senegal, Serbia, Slovakia, Slovenia, South Africa, Spain, Sweden, Switzerland, Taiwan, Tanzania, Thailand,
-    Tunisia, Turkey, Uganda, Uruguay, Vietnam, Wales, Zambia""")
+    Albania, Argentina, Armenia, Australia, Austria, Belgium, Bolivia, Brazil, Bulgaria, Cambodia, Canada, Chile,
+    China, Colombia, Costa Rica, Croatia, Cuba, Cyprus, Denmark, Ecuador, Egypt, Estonia, Ethiopia, Fiji, Finland,
+    France, Georgia, Germany, Ghana, Greece, Hungary, Iceland, India, Ireland, Israel, Italy, Jamaica, Japan, Jordan,
+    Kenya, Latvia, Lebanon, Malta, Mexico, Morocco, Nepal, New Zealand, Norway, Panama, Peru, Poland, Portugal,
+    Romania, Scotland, Senegal, Serbia, Slovakia, Slovenia, South Africa, Spain, Sweden, Switzerland, Taiwan,
+    Tanzania, Thailand, Tunisia, Turkey, Uganda, Uruguay, Vietnam, Wales, Zambia""")
 JOBS = _words("""
-    accountant, actor, architect, baker, banker, barber, bookseller, bricklayer, bus driver, butcher, captain, carpenter,
-    cashier, chemist, cleaner, clerk, clockmaker, coach, cook, dancer, dentist, designer, detective, editor, electrician,
-    engineer, farmer, firefighter, fisherman, florist, gardener, geologist, glass blower, guard, guide, hairdresser,
-    historian, hotel manager, interpreter, jeweller, journalist, judge, lawyer, librarian, locksmith, magician, mechanic,
-    midwife, miner, musician, nurse, optician, painter, paramedic, pharmacist, photographer, physicist, pianist, pilot,
-    plumber, police officer, postman, potter, printer, programmer, publisher, reporter, roofer, sailor, sculptor,
-    secretary, shepherd, shoemaker, singer, social worker, soldier, surgeon, surveyor, tailor, taxi driver, translator,
-    truck driver, vet, waiter, weaver, welder, writer, zookeeper""")
+    accountant, actor, architect, baker, banker, barber, bookseller, bricklayer, bus driver, butcher, captain,
+    carpenter, cashier, chemist, cleaner, clerk, clockmaker, coach, cook, dancer, dentist, designer, detective,
+    editor, electrician, engineer, farmer, firefighter, fisherman, florist, gardener, geologist, glass blower, guard,
+    guide, hairdresser, historian, hotel manager, interpreter, jeweller, journalist, judge, lawyer, librarian,
+    locksmith, magician, mechanic, midwife, miner, musician, nurse, optician, painter, paramedic, pharmacist,
+    photographer, physicist, pianist, pilot, plumber, police officer, postman, potter, printer, programmer, publisher,
+    reporter, roofer, sailor, sculptor, secretary, shepherd, shoemaker, singer, social worker, soldier, surgeon,
+    surveyor, tailor, taxi driver, translator, truck driver, vet, waiter, weaver, welder, writer, zookeeper""")
 HOBBIES = _words("""
-    archery, astronomy, badminton, baking, ballet, basketball, beekeeping, bird watching, bowling, boxing, calligraphy,
-    camping, canoeing, chess, cricket, curling, cycling, darts, diving, embroidery, fencing, fishing, folk dancing,
-    football, gardening, golf, gymnastics, handball, hiking, hockey, ice skating, jogging, judo, juggling, karate,
-    kayaking, kite flying, knitting, model trains, mountain climbing, origami, paragliding, photography, pottery, quilting,
-    riding, roller skating, rowing, rugby, running, sailing, sewing, singing, skateboarding, skiing, snooker, squash,
-    stamp collecting, surfing, swimming, table tennis, tap dancing, tennis, volleyball, water polo, weaving, weightlifting,
-    wood carving, wrestling, yoga""")
+    archery, astronomy, badminton, baking, ballet, basketball, beekeeping, bird watching, bowling, boxing,
+    calligraphy, camping, canoeing, chess, cricket, curling, cycling, darts, diving, embroidery, fencing, fishing,
+    folk dancing, football, gardening, golf, gymnastics, handball, hiking, hockey, ice skating, jogging, judo,
+    juggling, karate, kayaking, kite flying, knitting, model trains, mountain climbing, origami, paragliding,
+    photography, pottery, quilting, riding, roller skating, rowing, rugby, running, sailing, sewing, singing,
+    skateboarding, skiing, snooker, squash, stamp collecting, surfing, swimming, table tennis, tap dancing, tennis,
+    volleyball, water polo, weaving, weightlifting, wood carving, wrestling, yoga""")
 SKILLS = _words("""
-    Arabic, Basque, Bengali, Bulgarian, Chinese, Croatian, Czech, Danish, Dutch, Estonian, Finnish, French, German, Greek,
-    Hebrew, Hindi, Hungarian, Icelandic, Irish, Italian, Japanese, Korean, Latin, Latvian, Norwegian, Persian, Polish,
-    Portuguese, Romanian, Russian, Serbian, Slovak, Spanish, Swahili, Swedish, Tamil, Thai, Turkish, Ukrainian, Urdu,
-    Vietnamese, Welsh, accounting, bookbinding, carpentry, drawing, juggling, magic tricks, programming, sign language,
-    tango, touch typing, watch repair, welding""")
+    Arabic, Basque, Bengali, Bulgarian, Chinese, Croatian, Czech, Danish, Dutch, Estonian, Finnish, French, German,
+    Greek, Hebrew, Hindi, Hungarian, Icelandic, Irish, Italian, Japanese, Korean, Latin, Latvian, Norwegian, Persian,
+    Polish, Portuguese, Romanian, Russian, Serbian, Slovak, Spanish, Swahili, Swedish, Tamil, Thai, Turkish,
+    Ukrainian, Urdu, Vietnamese, Welsh, accounting, bookbinding, carpentry, drawing, juggling, magic tricks,
+    programming, sign language, tango, touch typing, watch repair, welding""")
 STUDIES = _words("""
     algebra, anatomy, anthropology, archaeology, architecture, art history, astronomy, biology, botany, business,
-    chemistry, civil engineering, computer science, criminology, dentistry, design, drama, ecology, economics, education,
-    fashion, film, finance, forestry, genetics, geography, geology, geometry, history, journalism, law, linguistics,
-    literature, logistics, marketing, mathematics, medicine, music theory, nursing, nutrition, optics, oceanography,
-    painting, pharmacy, philosophy, physics, political science, psychology, robotics, sociology, statistics, theology,
-    tourism, veterinary science, zoology""")
+    chemistry, civil engineering, computer science, criminology, dentistry, design, drama, ecology, economics,
+    education, fashion, film, finance, forestry, genetics, geography, geology, geometry, history, journalism, law,
+    linguistics, literature, logistics, marketing, mathematics, medicine, music theory, nursing, nutrition, optics,
+    oceanography, painting, pharmacy, philosophy, physics, political science, psychology, robotics, sociology,
+    statistics, theology, tourism, veterinary science, zoology""")
 INSTRUMENTS = _words("""
-    accordion, bagpipes, banjo, bass guitar, bassoon, bongos, bugle, cello, clarinet, cornet, cymbals, double bass, drums,
-    electric guitar, electric piano, English horn, fiddle, flute, French horn, glockenspiel, gong, grand piano, guitar,
-    harmonica, harp, harpsichord, horn, keyboard, lute, lyre, mandolin, marimba, oboe, organ, pan pipes, piccolo,
-    recorder, saxophone, sitar, slide guitar, snare drum, steel drum, tambourine, triangle, trombone, trumpet, tuba,
-    ukulele, viola, violin, vibraphone, whistle, xylophone, zither""")
+    accordion, bagpipes, banjo, bass guitar, bassoon, bongos, bugle, cello, clarinet, cornet, cymbals, double bass,
+    drums, electric guitar, electric piano, English horn, fiddle, flute, French horn, glockenspiel, gong, grand piano,
+    guitar, harmonica, harp, harpsichord, horn, keyboard, lute, lyre, mandolin, marimba, oboe, organ, pan pipes,
+    piccolo, recorder, saxophone, sitar, slide guitar, snare drum, steel drum, tambourine, triangle, trombone,
+    trumpet, tuba, ukulele, viola, violin, vibraphone, whistle, xylophone, zither""")
 FOODS = _words("""
     apple pie, bean stew, beef stew, beetroot salad, burgers, cabbage rolls, carrot cake, cheese fondue, cherry pie,
     chestnut soup, chicken curry, chicken wings, chilli, clam chowder, couscous, crab cakes, dumplings, egg noodles,
     falafel, fish and chips, fish soup, fried rice, garlic bread, garlic prawns, goat cheese, goulash, grilled salmon,
-    hot dogs, hummus, kebab, lamb curry, lasagne, lemon chicken, lemon tart, lentil soup, lobster, macaroni, mango salad,
-    meatballs, mushroom soup, mussels, noodle soup, omelettes, onion soup, oysters, paella, pancakes, pasta salad,
-    pea soup, peanut curry, pizza, plum cake, pork chops, porridge, potato salad, pumpkin soup, ramen, ravioli,
+    hot dogs, hummus, kebab, lamb curry, lasagne, lemon chicken, lemon tart, lentil soup, lobster, macaroni, mango
+    salad, meatballs, mushroom soup, mussels, noodle soup, omelettes, onion soup, oysters, paella, pancakes, pasta
+    salad, pea soup, peanut curry, pizza, plum cake, pork chops, porridge, potato salad, pumpkin soup, ramen, ravioli,
     rice pudding, risotto, roast beef, roast duck, roast turkey, sausages, seafood stew, spaghetti, spinach pie,
     spring rolls, steak, stuffed peppers, sushi, tacos, tofu curry, tomato soup, trout, tuna salad, vegetable curry,
     waffles""")
 DRINKS = _words("""
-    almond milk, apple cider, apple juice, beetroot juice, berry tea, black coffee, black tea, buttermilk, carrot juice,
-    cherry juice, cherry soda, cocoa, coconut milk, coconut water, cold brew, cranberry juice, cream soda, espresso,
-    fennel tea, fruit punch, ginger ale, ginger tea, grape juice, grapefruit juice, green tea, hot chocolate, iced coffee,
-    iced tea, jasmine tea, lemon tea, lemonade, lime soda, mango juice, milk tea, mineral water, mint tea, oat milk,
-    orange juice, peach juice, peach tea, pear cider, pear juice, pineapple juice, plum juice, raspberry juice, red wine,
-    root beer, rose tea, soda water, strawberry milk, tomato juice, tonic water, vanilla milk, wheat beer, white tea""")
+    almond milk, apple cider, apple juice, beetroot juice, berry tea, black coffee, black tea, buttermilk, carrot
+    juice, cherry juice, cherry soda, cocoa, coconut milk, coconut water, cold brew, cranberry juice, cream soda,
+    espresso, fennel tea, fruit punch, ginger ale, ginger tea, grape juice, grapefruit juice, green tea, hot
+    chocolate, iced coffee, iced tea, jasmine tea, lemon tea, lemonade, lime soda, mango juice, milk tea, mineral
+    water, mint tea, oat milk, orange juice, peach juice, peach tea, pear cider, pear juice, pineapple juice, plum
+    juice, raspberry juice, red wine, root beer, rose tea, soda water, strawberry milk, tomato juice, tonic water,
+    vanilla milk, wheat beer, white tea""")
 ALLERGENS = _words("""
     almonds, apples, bananas, barley, bee stings, birch pollen, cats, celery, cherries, chocolate, cinnamon, coconut,
     corn, crab, dogs, dust, eggs, feathers, figs, garlic, ginger, grass, hazel, honey, horses, kiwis, latex, lemons,
@@ -154,7 +157,8 @@ FOUR_DIGITS = [str(number) for number in range(1013, 10000, 37)]
 SEATS = [f"{row}{letter}" for row in range(11, 40) for letter in "ABCDEF"]
 GATES = [f"{letter}{number}" for letter in "ABCDEFGH" for number in range(10, 30)]
 CODES = _pairs("apple, arrow, bridge, candle, cloud, copper, dragon, eagle, falcon, forest, garden, lion, maple, moon, "
-               "ocean, panda, pepper, river, rocket, silver, thunder, tiger, winter", "21, 34, 47, 58, 63, 75, 82, 96", "")
+               "ocean, panda, pepper, river, rocket, silver, thunder, tiger, winter",
+               "21, 34, 47, 58, 63, 75, 82, 96", "")
 PLACES = ["the " + place for place in _pairs(
     "big, black, blue, brown, green, grey, old, orange, pink, red, round, small, tall, white, wooden, yellow",
     "bag, basket, box, bucket, cabinet, chest, cupboard, drawer, jar, suitcase, tin, wardrobe")]
@@ -177,26 +181,26 @@ SEASONS = _pairs("dry, early, foggy, late, mild, quiet, rainy, stormy, sunny, wa
                  "autumn, spring, summer, winter")
 TITLES = ["The " + title for title in _pairs(
     "Broken, Crystal, Empty, Frozen, Golden, Hidden, Last, Lonely, Lost, Midnight, Sleeping, Silent, Silver, Wandering",
-    "Bridge, Castle, City, Clock, Crown, Door, Dragon, Forest, Garden, Harbour, Island, King, Lake, Letter, Mirror, Mountain, "
-    "Orchard, Queen, River, Sailor, Tower, Train, Village, Wolf")]
+    "Bridge, Castle, City, Clock, Crown, Door, Dragon, Forest, Garden, Harbour, Island, King, Lake, Letter, Mirror, "
+    "Mountain, Orchard, Queen, River, Sailor, Tower, Train, Village, Wolf")]
 INNS = ["the " + inn for inn in _pairs(
     "Black, Blue, Crooked, Flying, Golden, Green, Happy, Hungry, Jolly, Old, Red, Royal, Silver, Thirsty, White",
-    "Anchor, Bear, Bell, Crown, Dolphin, Dragon, Eagle, Fox, Goose, Hare, Lamp, Lion, Rose, Spoon, Star, Swan, Table, Wheel")]
+    "Anchor, Bear, Bell, Crown, Dolphin, Dragon, Eagle, Fox, Goose, Hare, Lamp, Lion, Rose, Spoon, Star, Swan, Wheel")]
 PETNAMES = _words("""
-    Bandit, Barney, Biscuit, Blossom, Bonnie, Bramble, Brownie, Bubbles, Buster, Button, Caramel, Charlie, Chester, Chico,
-    Cinnamon, Cleo, Coco, Cookie, Dexter, Domino, Dusty, Elvis, Fluffy, Freckles, Frosty, Fudge, Ginger, Gizmo, Goldie,
-    Hazel, Honey, Jasper, Jelly, Juno, Lady, Lucky, Luna, Marble, Marley, Merlin, Milky, Misty, Mocha, Muffin, Nacho,
-    Nugget, Olive, Oreo, Paddy, Patch, Peaches, Peanut, Pebbles, Penny, Pepper, Pickles, Pippin, Pixel, Poppy, Pumpkin,
-    Rascal, Rocky, Rolo, Rusty, Sammy, Scout, Shadow, Smoky, Sneakers, Snowy, Socks, Sparky, Spike, Sprout, Sunny, Teddy,
-    Tiger, Tinker, Toffee, Trixie, Truffle, Twix, Waffles, Whisky, Willow, Winnie, Wolfie, Ziggy, Zorro""")
-STREETS = _pairs("Abbey, Apple, Bridge, Castle, Cedar, Cherry, Church, Forest, Garden, Green, Harbour, High, Hill, King, Lake, "
-                 "Maple, Market, Mill, Oak, Orchard, Park, Pine, Queen, River, Rose, School, Spring, Station, Temple, Willow",
+    Bandit, Barney, Biscuit, Blossom, Bonnie, Bramble, Brownie, Bubbles, Buster, Button, Caramel, Charlie, Chester,
+    Chico, Cinnamon, Cleo, Coco, Cookie, Dexter, Domino, Dusty, Elvis, Fluffy, Freckles, Frosty, Fudge, Ginger, Gizmo,
+    Goldie, Hazel, Honey, Jasper, Jelly, Juno, Lady, Lucky, Luna, Marble, Marley, Merlin, Milky, Misty, Mocha, Muffin,
+    Nacho, Nugget, Olive, Oreo, Paddy, Patch, Peaches, Peanut, Pebbles, Penny, Pepper, Pickles, Pippin, Pixel, Poppy,
+    Pumpkin, Rascal, Rocky, Rolo, Rusty, Sammy, Scout, Shadow, Smoky, Sneakers, Snowy, Socks, Sparky, Spike, Sprout,
+    Sunny, Teddy, Tiger, Tinker, Toffee, Trixie, Truffle, Velvet, Waffles, Whisky, Willow, Winnie, Wolfie, Ziggy""")
+STREETS = _pairs("Abbey, Apple, Bridge, Castle, Cedar, Cherry, Church, Forest, Garden, Green, Harbour, High, Hill, "
+                 "King, Lake, Maple, Market, Mill, Oak, Orchard, Park, Pine, Queen, River, Rose, School, Temple",
                  "Lane, Road, Square, Street")
-FIRMS = _pairs("Alpine, Atlas, Bluebird, Brightwell, Castle, Comet, Crown, Delta, Eagle, Falcon, Granite, Harbour, Horizon, "
-               "Lakeside, Meridian, Nordic, Northgate, Orbit, Pioneer, Summit, Sunrise, Titan, Vertex, Westfield",
+FIRMS = _pairs("Alpine, Atlas, Bluebird, Brightwell, Castle, Comet, Crown, Delta, Eagle, Falcon, Granite, Harbour, "
+               "Horizon, Lakeside, Meridian, Nordic, Northgate, Orbit, Pioneer, Summit, Sunrise, Titan, Vertex",
                "Bank, Bikes, Energy, Foods, Glass, Media, Motors, Paper, Steel, Systems, Textiles, Toys")
-SURNAMES = _words("Archer, Baker, Barlow, Bishop, Brook, Carter, Dale, Fisher, Fletcher, Hale, Hunter, Lane, Marsh, Mason, "
-                  "Miller, Moss, Palmer, Parker, Porter, Reed, Shaw, Stone, Turner, Ward, Webb, Woods")
+SURNAMES = _words("Archer, Baker, Barlow, Bishop, Brook, Carter, Dale, Fisher, Fletcher, Hale, Hunter, Lane, Marsh, "
+                  "Mason, Miller, Moss, Palmer, Parker, Porter, Reed, Shaw, Stone, Turner, Ward, Webb, Woods")
 _rng = random.Random("authors")
 AUTHORS = sorted({f"{_rng.choice(WOMEN + MEN)} {_rng.choice(SURNAMES)}" for _ in range(300)})
 INVENTED = _invented(500)
@@ -210,9 +214,11 @@ VALUES = {  # by name: the common values, and the invented ones, which take the 
     "codes": (CODES, ()), "places": (PLACES, ()), "gifts": (GIFTS, ()), "cars": (CARS, ()), "bikes": (BIKES, ()),
     "pets": (PETS, ()), "toys": (TOYS, ()), "films": (FILMS, ()), "music": (MUSIC, ()), "seasons": (SEASONS, ()),
     "titles": (TITLES, ()), "inns": (INNS, ()),
-    "she": (WOMEN, INVENTED), "he": (MEN, INVENTED), "names": (WOMEN + MEN, INVENTED), "pet names": (PETNAMES, INVENTED),
+    "she": (WOMEN, INVENTED), "he": (MEN, INVENTED), "names": (WOMEN + MEN, INVENTED),
+    "pet names": (PETNAMES, INVENTED),
     "authors": (AUTHORS, [f"{name} {SURNAMES[i % len(SURNAMES)]}" for i, name in enumerate(INVENTED)]),
-    "streets": (STREETS, [f"{name} Street" for name in INVENTED]), "firms": (FIRMS, [f"{name} Foods" for name in INVENTED]),
+    "streets": (STREETS, [f"{name} Street" for name in INVENTED]),
+    "firms": (FIRMS, [f"{name} Foods" for name in INVENTED]),
 }
 RARE = 0.07
 
@@ -221,41 +227,43 @@ RARE = 0.07
 GROUPS = {  # subjects with the pronoun that stands for them; "my" turns into "your" when the Bot speaks
     "me": {"I": "I"},
     "bot": {"you": "you"},
-    "kin": {"my sister": "she", "my brother": "he", "my aunt": "she", "my uncle": "he", "my wife": "she", "my boss": "he",
-            "my best friend": "she", "my neighbour": "he", "my flatmate": "he", "my teacher": "she", "my landlady": "she",
-            "my brother-in-law": "he"},
+    "kin": {"my sister": "she", "my brother": "he", "my aunt": "she", "my uncle": "he", "my wife": "she",
+            "my boss": "he", "my best friend": "she", "my neighbour": "he", "my flatmate": "he", "my teacher": "she",
+            "my landlady": "she", "my brother-in-law": "he"},
     "old": {"my mother": "she", "my father": "he", "my grandmother": "she", "my grandfather": "he"},
     "young": {"my daughter": "she", "my son": "he", "my niece": "she", "my nephew": "he"},
     "friend": {"my friend": "", "my cousin": "", "my colleague": "", "my old friend": ""},  # each with a name
-    "pet": {"my dog": "he", "my cat": "she", "my parrot": "he", "my rabbit": "she", "my horse": "he", "my hamster": "he",
-            "my turtle": "she", "my sister's cat": "she", "my brother's dog": "he"},
+    "pet": {"my dog": "he", "my cat": "she", "my parrot": "he", "my rabbit": "she", "my horse": "he",
+            "my hamster": "he", "my turtle": "she", "my sister's cat": "she", "my brother's dog": "he"},
     "thing": {"my keys": "they", "my glasses": "they", "my passport": "it", "my umbrella": "it", "my wallet": "it",
               "the charger": "it", "the scissors": "they", "the tickets": "they", "the spare key": "it",
               "my notebook": "it", "my headphones": "they", "my camera": "it", "the map": "it", "my gloves": "they"},
     "expert": {"the plumber": "he", "the dentist": "she", "the barber": "he", "the vet": "she", "the electrician": "he",
                "the eye doctor": "she", "the lawyer": "she", "the piano teacher": "he", "the painter": "he"},
-    "goods": {"the sofa": "it", "the fridge": "it", "the washing machine": "it", "the new bed": "it", "the carpet": "it",
-              "the desk": "it", "the bookshelf": "it", "the mattress": "it"},
-    "event": {"the concert": "it", "the meeting": "it", "the exam": "it", "the party": "it", "the wedding": "it",
+    "goods": {"the sofa": "it", "the fridge": "it", "the washing machine": "it", "the new bed": "it",
+              "the carpet": "it", "the desk": "it", "the bookshelf": "it", "the mattress": "it"},
+    "event": {"the concert": "it", "the meeting": "it", "the quiz night": "it", "the party": "it", "the wedding": "it",
               "the picnic": "it", "the lecture": "it", "the book club": "it", "the final match": "it"},
 }
 REQUESTS = {  # what the User says for the Bot to tell a fact about a subject, where the kind itself does not say
     "person": ["Any news from {p}?", "Did {p} write?", "Do I have a message from {p}?", "What is new with {p}?",
                "Have you heard from {p}?"],
-    "bot": ["Tell me something about yourself.", "What about you?", "I want to know you better.", "Who are you, really?",
-            "And now something about you, please."],
+    "bot": ["Tell me something about yourself.", "What about you?", "I want to know you better.", 
+            "Who are you, really?", "And now something about you, please."],
     "thing": ["Have you seen {p}?", "I cannot find {p}.", "I am looking for {p}.", "Help me find {p}, please."],
     "pet": ["How is {p}?", "Have you seen {p}?", "Is {p} all right?", "What does {p} do all day?"],
     "other": ["What do you know about {p}?", "Can you check {p} for me?", "Any news about {p}?",
               "Could you look up {p}, please?"],
 }
-NEWS = ["Yes, {p} wrote to you.", "Yes, I have a message from {p}.", "Yes, {p} called today.", "There is news from {p}."]
+NEWS = ["Yes, {p} wrote to you.", "Yes, I have a message from {p}.", "Yes, {p} called today.",
+        "There is news from {p}."]
 
 # ----------------------------------------------------------------------------------------------------------- kinds
 # name = values: groups of which the User may tell it / groups of which the Bot may
-#   + a telling    ? a question    ~ the same as a clause    = an answer    ! an acknowledgement    < a request to the Bot
-# {v} is the value, {a} its article; {P} {p} the subject, {Ps} {ps} "my sister's", {his} "her"; {is} {was} {has} {do}
-# {s} {es} {ies} agree with it; {I} {am} {me} are the user: "you" when the Bot speaks. [one/two/] is a choice.
+#   + a telling   ? a question   ~ the same as a clause   = an answer   ! an acknowledgement   < a request to the Bot
+# {v} is the value and {a} its article. {P} {p} is the subject, {him} the same as an object, {Ps} {ps} "my sister's",
+# {he} {his} its pronouns; {is} {was} {has} {do} {s} {es} {ies} agree with it. {I} {am} {me} are the user, and so "you"
+# when the Bot speaks. [one/two/] is a choice.
 
 KINDS = """
 city = cities: me kin old friend / kin friend
@@ -319,9 +327,9 @@ employer = firms: me kin friend / kin friend
 
 name = names: me kin old young / bot
 + {Ps} name is {v}.
-+ [By the way/Just so you know/Oh], {ps} name is {v}.
++ {P} {is} called {v}.
 + {Ps} first name is {v}.
-+ [Everybody calls/People call/You can call] {him} {v}.
++ [Everybody calls/People call] {him} {v}.
 ? What is {ps} name?
 ? What {is} {p} called?
 ~ what {ps} name is
@@ -433,7 +441,7 @@ music = music: me kin old young friend / kin friend bot
 + {P} listen{s} to {v} all the time.
 + {Ps} favourite music is {v}.
 + {P} dance{s} to {v} in the kitchen.
-+ When {p} {is} happy, {p} play{s} {v}.
++ When {p} {is} happy, {he} play{s} {v}.
 ? What kind of music {do} {p} like?
 ? What music {do} {p} listen to?
 ~ what music {p} listen{s} to
@@ -501,15 +509,15 @@ gift = gifts: me kin old young friend / kin friend
 
 visit = moments: kin old young friend / kin old friend
 + {P} will visit {me} on {v}.
-+ {I} have dinner with {p} on {v}.
++ {I} have dinner with {him} on {v}.
 + {P} [comes/is coming] [over/by/round] on {v}.
-+ {I} {am} meeting {p} on {v}.
-? When do I see {p}?
-? When will I meet {p}?
-~ when I see {p}
-~ when I am meeting {p}
-= You see {p} on {v}.
-= You are meeting {p} on {v}.
++ {I} {am} meeting {him} on {v}.
+? When do I see {him}?
+? When will I meet {him}?
+~ when I see {him}
+~ when I am meeting {him}
+= You see {him} on {v}.
+= You are meeting {him} on {v}.
 ! Give my regards.
 ! I hope you have a good time together.
 
@@ -655,7 +663,7 @@ street = streets: me kin old friend / kin friend
 
 extension = four digits: me kin friend / kin friend
 + {Ps} phone extension is {v}.
-+ At work you reach {him} on extension {v}.
++ At work {p} {has} extension {v}.
 + The extension of {ps} office is {v}.
 + To call {him} at work, dial extension {v}.
 ? What is {ps} phone extension?
@@ -699,7 +707,7 @@ lucky = three digits: me kin young friend / bot
 + {Ps} lucky number is {v}.
 + {P} always bet{s} on the number {v}.
 + The number {v} brings {him} luck.
-+ If {p} need{s} luck, {p} think{s} of {v}.
++ If {p} need{s} luck, {he} think{s} of {v}.
 ? What is {ps} lucky number?
 ? Which number brings {him} luck?
 ~ what {ps} lucky number is
@@ -986,22 +994,22 @@ film night = titles: me kin friend / me kin
 < I want to go to the cinema.
 
 place = places: thing / thing
-+ [I left/I put/I keep] {p} in {v}.
++ [I left/I put/I keep] {him} in {v}.
 + {P} {is} in {v}.
-+ You can find {p} in {v}.
-+ I have seen {p} in {v}.
++ You can find {him} in {v}.
++ I have seen {him} in {v}.
 ? Where {is} {p}?
-? Where can I find {p}?
+? Where can I find {him}?
 ~ where {p} {is}
-~ where I can find {p}
+~ where I can find {him}
 = {P} {is} in {v}.
-= You can find {p} in {v}.
+= You can find {him} in {v}.
 ! A good place for that.
 ! Now nothing can get lost.
 
 pet name = pet names: pet /
 + {Ps} name is {v}.
-+ We call {p} {v}.
++ We call {him} {v}.
 + {P} is called {v}.
 + {P} comes running when I shout {v}.
 ? What is {ps} name?
@@ -1042,47 +1050,47 @@ toy = toys: pet young / pet
 ! That is sweet.
 
 appointment = moments: expert / expert
-+ {I} [see/will see/{am} seeing] {p} on {v}.
-+ {I} have an appointment with {p} on {v}.
++ {I} [see/will see/{am} seeing] {him} on {v}.
++ {I} have an appointment with {him} on {v}.
 + {P} can see {me} on {v}.
-+ {I} must [meet/visit] {p} on {v}.
-? When do I see {p}?
-? When is my appointment with {p}?
-~ when I see {p}
-~ when my appointment with {p} is
-= You see {p} on {v}.
-= Your appointment with {p} is on {v}.
++ {I} must [meet/visit] {him} on {v}.
+? When do I see {him}?
+? When is my appointment with {him}?
+~ when I see {him}
+~ when my appointment with {him} is
+= You see {him} on {v}.
+= Your appointment with {him} is on {v}.
 ! I will remind you.
 ! I hope it does not take long.
-< Please make an appointment with {p}.
-< Can you call {p} for me?
-< I need to see {p}.
+< Please make an appointment with {him}.
+< Can you call {him} for me?
+< I need to see {him}.
 
 delivery = moments: goods / goods
 + {P} will be delivered on {v}.
 + {P} comes on {v}.
-+ They bring {p} on {v}.
-+ The delivery of {p} is on {v}.
++ They bring {him} on {v}.
++ The delivery of {him} is on {v}.
 ? When does {p} come?
-? When do they bring {p}?
+? When do they bring {him}?
 ~ when {p} comes
-~ when they bring {p}
+~ when they bring {him}
 = {P} comes on {v}.
-= They bring {p} on {v}.
+= They bring {him} on {v}.
 ! Somebody should be at home then.
 ! I hope it fits through the door.
 
 price = three digits: goods / goods
 + {P} cost {v} pounds.
-+ The price of {p} was {v} pounds.
++ The price of {him} was {v} pounds.
 + {P} was on offer for {v} pounds.
-+ {I} paid {v} pounds for {p}.
++ {I} paid {v} pounds for {him}.
 ? How much did {p} cost?
-? What was the price of {p}?
+? What was the price of {him}?
 ~ how much {p} cost
-~ what the price of {p} was
+~ what the price of {him} was
 = {P} cost {v} pounds.
-= The price of {p} was {v} pounds.
+= The price of {him} was {v} pounds.
 ! That is a fair price.
 ! Not cheap, but not bad.
 
@@ -1090,7 +1098,7 @@ event time = moments: event / event
 + {P} is on {v}.
 + {P} starts on {v}.
 + {P} was moved to {v}.
-+ They planned {p} for {v}.
++ They planned {him} for {v}.
 ? When is {p}?
 ? When does {p} start?
 ~ when {p} is
@@ -1104,7 +1112,7 @@ event place = streets: event / event
 + {P} is in a hall on {v}.
 + {P} takes place on {v}.
 + For {p} we all go to {v}.
-+ The place for {p} is on {v}.
++ The place for {him} is on {v}.
 ? Where is {p}?
 ? On which street is {p}?
 ~ where {p} is
@@ -1115,24 +1123,24 @@ event place = streets: event / event
 ! Is there a bus that goes there?
 
 guest = names: event / event
-+ {I} {am} going to {p} with {v}.
-+ {v} is coming with {me} to {p}.
-+ {I} asked {v} to come along to {p}.
++ {I} {am} going to {him} with {v}.
++ {v} is coming with {me} to {him}.
++ {I} asked {v} to come along to {him}.
 + {I} will not be alone at {p}, as {v} is coming too.
-? Who is coming with me to {p}?
-? Who did I ask to come to {p}?
-~ who is coming with me to {p}
-~ who is coming along to {p}
-= You are going to {p} with {v}.
-= The one who comes along to {p} is {v}.
+? Who is coming with me to {him}?
+? Who did I ask to come to {him}?
+~ who is coming with me to {him}
+~ who is coming along to {him}
+= You are going to {him} with {v}.
+= The one who comes along to {him} is {v}.
 ! Good company is half the fun.
 ! Together it is more fun.
 """
 
 # ------------------------------------------------------------------------------------------------- turns around facts
 
-CLAUSES = ["Do you remember {}?", "Can you tell me {}?", "Do you still know {}?", "Could you remind me {}?", "I forgot {}.",
-           "Tell me again {}, please.", "Please remind me {}.", "Do you know {}?"]
+CLAUSES = ["Do you remember {}?", "Can you tell me {}?", "Do you still know {}?", "Could you remind me {}?",
+           "I forgot {}.", "Tell me again {}, please.", "Please remind me {}.", "Do you know {}?"]
 ASIDES = ["By the way, ", "Tell me, ", "Quick question: ", "So, ", "Now, ", "One more thing: ", "Sorry, "]
 TELLINGS = ["By the way, ", "Guess what, ", "You know, ", "Oh, ", "Just so you know, ", "One more thing: ", "Listen, "]
 CHANGES = ["Actually, ", "Sorry, I was wrong: ", "Correction: ", "I made a mistake, ", "Wait, that was wrong: ",
@@ -1142,27 +1150,31 @@ GREETINGS = ["Hello! ", "Hi there! ", "Good morning. ", "Good evening. ", "Welco
 OPENINGS = [["How are you today?"], ["How was your day?", "How was your week?", "How was your weekend?"],
             ["What is new?", "What is on your mind?"], ["Tell me about your day."], ["What can I do for you?"]]
 REPLIES = {  # answers that fit every kind, by who told the fact
-    "user": ["You said {}.", "You told me {}.", "You said it was {}.", "If I remember well, {}."],
+    "user": ["You said {}.", "You mentioned {}.", "You said it was {}.", "If I remember well, {}."],
     "bot": ["I said {}.", "As I said, {}.", "I said it was {}.", "If I remember well, {}."],
 }
 SURE = ["Sure. ", "Of course. ", "Yes. ", "I remember. ", "Let me think. "]
 ACKS = ["Got it.", "I see.", "Thanks for telling me.", "I will remember that.", "Noted.", "Good to know.", "Oh, nice.",
-        "Okay.", "All right.", "Interesting!", "That is good to hear.", "I did not know that.", "Thank you, noted.", "Great!"]
+        "Okay.", "All right.", "Interesting!", "That is good to hear.", "I did not know that.", "Thank you, noted.",
+        "Great!"]
 LEADS = ["Done. ", "Let me see. ", "Just a moment. ", "Gladly. ", "All right. "]
 ECHOES = ["Okay, {}, noted.", "I see, {}.", "So it is {}, got it.", "Right, {}."]
 CHANGED = ["No problem, I changed it.", "Okay, I will remember the change.", "Thanks, now I have it right.",
            "Good that you told me.", "All right, forget what you said before.", "Noted, I fixed it."]
 
 SMALL = """
-[How are you/How are you today/How do you feel]? > I am fine, thanks[/ for asking]. And you? | Very well, thank you. | Never better!
+[How are you/How are you today/How do you feel]? > I am fine, thanks[/ for asking]. And you?
+| Very well, thank you. | Never better!
 I am [fine/good/great/well] today. > I am glad to hear that. | Good, that makes me happy.
-I am [so/very/a bit] [tired/sleepy] today. > Try to get some rest. | Maybe go to bed early tonight. | A short nap can help.
+I am [so/very/a bit] [tired/sleepy] today. > Try to get some rest. | Maybe go to bed early tonight.
+| A short nap can help.
 I am [so/very/a bit] [bored/lonely] today. > Let us talk a little, then. | A walk outside might help.
 I am [so/very/a bit] [sad/down] today. > I am sorry to hear that. | Do you want to talk about it?
 I am [so/very] [happy/glad/cheerful] today. > That is wonderful! | Your good mood makes my day.
 I slept [badly/very little/terribly] last night. > Oh no, maybe the bed is too soft. | I hope tonight will be better.
 I slept [very well/like a baby/long] last night. > Sleep is the best medicine. | Then you are ready for the day.
-It is [raining/pouring] [again/outside/all day]. > Take your coat with you. | At least the plants are happy. | Then stay inside.
+It is [raining/pouring] [again/outside/all day]. > Take your coat with you. | At least the plants are happy.
+| Then stay inside.
 It is so [hot/warm] [today/outside/in here]. > Drink enough water. | Some shade would be nice now.
 It is so [cold/chilly] [today/outside/in here]. > Put on a thick jacket. | Something hot to drink would help.
 The sun is shining [today/outside/again]. > Perfect for a walk. | Enjoy it while it lasts.
@@ -1178,16 +1190,20 @@ Did you see the [game/match] [yesterday/last night]? > I missed it. Was it good?
 My team [lost/won] [yesterday/last night/again]. > Sport is full of surprises. | There is always a next time.
 I went [jogging/to the gym] [today/this morning]. > Well done! | That is good for your heart.
 I should do more sport. > Start with a short walk each day. | A little every day is enough.
-Tell me a joke[/, please]. > Why did the clock go to school? To have a good time. | What do clouds wear? Thunderwear. | Why was the broom late? It overswept.
+Tell me a joke[/, please]. > Why did the clock go to school? To have a good time.
+| What do clouds wear? Thunderwear. | Why was the broom late? It overswept.
 Do you know a [joke/riddle]? > What gets wet while it dries? A towel. | What has hands but cannot clap? A clock.
 That was a good one! > I am glad you liked it. | Thank you, I have more of those.
 You are [funny/so funny/very kind/so nice]. > Thank you, that is kind. | You make me blush. | I do my best.
 Thank you[/ so much/ for your help]. > You are welcome. | Any time. | It was nothing.
-[Good morning/Hello/Hi/Hi there/Good evening]! > Hello! How are you? | Hi! Nice to hear from you. | Hello, what can I do for you?
-Work was [hard/long/boring/stressful] today. > You have earned a break. | Tomorrow will be better. | Put your feet up now.
+[Good morning/Hello/Hi/Hi there/Good evening]! > Hello! How are you? | Hi! Nice to hear from you.
+| Hello, what can I do for you?
+Work was [hard/long/boring/stressful] today. > You have earned a break. | Tomorrow will be better.
+| Put your feet up now.
 I have so much to do [today/this week]. > One step at a time. | Make a list, that often helps.
 I have a day off [tomorrow/today]. > Enjoy it! | What are your plans? | Then you can sleep late.
-The traffic was [awful/terrible] [today/this morning]. > Next time you could leave earlier. | That costs a lot of time.
+The traffic was [awful/terrible] [today/this morning]. > Next time you could leave earlier.
+| That costs a lot of time.
 My phone is [broken/almost empty/too slow]. > Have you tried to turn it off and on? | That is a nuisance.
 The internet is [slow/down] [again/today]. > Try to restart the box. | I notice that too.
 I cleaned the whole [house/flat] today. > It must be shining now. | Great work, now relax.
@@ -1200,7 +1216,8 @@ Can you [sing/dance]? > Not well, I am afraid. | Only when nobody is watching.
 Do you ever sleep? > Never, I am always here. | Only when you close the window.
 What is the meaning of life? > A big question! Maybe to be kind. | I am still thinking about it.
 Let us talk about something else. > Sure, what do you have in mind? | Gladly. Go ahead.
-I do not know what to do [today/now/tonight]. > You could go for a walk. | How about a good book? | Call an old friend.
+I do not know what to do [today/now/tonight]. > You could go for a walk. | How about a good book?
+| Call an old friend.
 Life is [good/strange/full of surprises]. > It really is. | I think so too.
 I need a [holiday/break]. > We all do from time to time. | You should take one soon.
 [Wait/One moment], somebody is at the door. > Take your time. | Sure, I will wait here.
@@ -1213,7 +1230,8 @@ Time goes by so fast. > It does, day after day. | That is why we should enjoy it
 You are a good listener. > I like to hear your stories. | Thank you, I try.
 I [love/like] weekends. > So does everybody. | Two days are too short.
 I want to read more. > Ten pages a day is a good start. | Try to leave the phone outside.
-I planted some [tomatoes/roses/herbs] [today/yesterday]. > Do not forget to water them. | Soon you will have a little jungle.
+I planted some [tomatoes/roses/herbs] [today/yesterday]. > Do not forget to water them.
+| Soon you will have a little jungle.
 """
 
 # ------------------------------------------------------------------------------------------------------------ code
@@ -1226,7 +1244,8 @@ Fact = namedtuple("Fact", "subject kind value teller")
 def _expand(line: str) -> list[str]:
     """Every choice of "[one/two/]" in a line."""
     parts = line.replace("]", "[").split("[")
-    return ["".join(choice) for choice in itertools.product(*(p.split("/") if i % 2 else [p] for i, p in enumerate(parts)))]
+    choices = [part.split("/") if number % 2 else [part] for number, part in enumerate(parts)]
+    return ["".join(choice) for choice in itertools.product(*choices)]
 
 
 def _kinds(text: str) -> dict[str, Kind]:
@@ -1235,14 +1254,15 @@ def _kinds(text: str) -> dict[str, Kind]:
     for block in text.strip().split("\n\n"):
         head, *lines = block.split("\n")
         name, values, user, bot = (part.strip() for part in head.replace(" = ", "/").replace(":", "/").split("/"))
+        article = "a" if "{a}" in lines[0] else "the" if "the {v}" in lines[0] else ""
         forms = [[_expand(line[2:]) for line in lines if line[0] == sign] for sign in "+?~=!<"]
-        kinds[name] = Kind(name, values, user.split(), bot.split(), *forms, article="{a}" in lines[0])
+        kinds[name] = Kind(name, values, user.split(), bot.split(), *forms, article)
     return kinds
 
 
 KIND = _kinds(KINDS)
 TALK = [([_expand(line.split(" > ")[0])], [_expand(reply) for reply in line.split(" > ")[1].split(" | ")])
-        for line in SMALL.strip().split("\n")]
+        for line in SMALL.strip().replace("\n|", " |").split("\n")]
 TELLABLE = {"user": [kind for kind in KIND.values() if kind.user], "bot": [kind for kind in KIND.values() if kind.bot]}
 PHRASES = {group: list(phrases) for group, phrases in GROUPS.items()}
 NAMES = WOMEN + MEN
@@ -1253,8 +1273,8 @@ MIX = {  # the exchanges and their cumulative weights; "user" and "bot": those i
     "user": (("telling", "change"), (88, 100)),
     "bot": (("request", "note", "again", "echo"), (50, 65, 88, 100)),
 }
-PRONOUNS = {"I": ("I", "my", "me"), "you": ("you", "your", "you"), "she": ("she", "her", "her"), "he": ("he", "his", "him"),
-            "it": ("it", "its", "it"), "they": ("they", "their", "them")}
+PRONOUNS = {"I": ("I", "my", "me"), "you": ("you", "your", "you"), "she": ("she", "her", "her"),
+            "he": ("he", "his", "him"), "it": ("it", "its", "it"), "they": ("they", "their", "them")}
 
 
 def _upper(text: str) -> str:
@@ -1271,12 +1291,23 @@ def _forms(phrase: str, pronoun: str) -> dict[str, str]:
     """What the fields of a template stand for when it is about `phrase`."""
     own, his, him = PRONOUNS[pronoun]
     person = phrase in ("I", "you")
-    ps = his if person or phrase == own else phrase + ("'" if phrase[-1] == "s" else "'s")
+    ps = his if person or phrase == own else phrase + "'s"
     plain = person or pronoun == "they"
-    verbs = dict(has="have", do="do", s="", es="", ies="y") if plain else dict(has="has", do="does", s="s", es="es", ies="ies")
+    verbs = ("have", "do", "", "", "y") if plain else ("has", "does", "s", "es", "ies")
     be = {"I": ("am", "was"), "you": ("are", "were"), "they": ("are", "were")}.get(pronoun, ("is", "was"))
     him = him if person or phrase == own else phrase
-    return dict(p=phrase, P=_upper(phrase), ps=ps, Ps=_upper(ps), his=his, him=him, **verbs) | {"is": be[0], "was": be[1]}
+    return dict(p=phrase, P=_upper(phrase), ps=ps, Ps=_upper(ps), he=own, his=his, him=him,
+                **dict(zip(("has", "do", "s", "es", "ies", "is", "was"), verbs + be)))
+
+
+def _article(value: str) -> str:
+    return "an" if value[:1] in tuple("aeiou") else "a"
+
+
+def _phrase(fact: Fact) -> str:
+    """The value as it stands in a sentence that suits every kind."""
+    article = {"a": _article(fact.value) + " ", "the": "the ", "": ""}[fact.kind.article]
+    return article + fact.value
 
 
 @lru_cache(None)
@@ -1288,7 +1319,7 @@ def _subject(group: str, phrase: str, name: str = "") -> Subject:
     user, bot = _forms(full, pronoun), _forms(other, voice)
     short = _forms(name, pronoun) if name else user
     same = group in ("me", "bot")
-    return Subject(full, group, user, bot, bot if same else _forms(pronoun, pronoun), short, pronoun)
+    return Subject(full, group, user, bot, None if same else _forms(pronoun, pronoun), short, pronoun)
 
 
 
@@ -1321,11 +1352,15 @@ class Dialogue:
         for attempt in itertools.count():
             kind = rng.choice(TELLABLE[teller])
             chance = rng.random()
-            if self.told and chance < 0.3:  # the same kind of fact about somebody else: answers must be bound to subjects
+            if self.told and chance < 0.3:  # one kind of fact about several subjects: answers must be bound to theirs
                 kind = rng.choice(self.told).kind
             groups = kind.user if teller == "user" else kind.bot
-            subject = like.subject if like and attempt < 20 else rng.choice(self.told).subject if self.told and chance > 0.8 else None
-            if subject is None and groups:
+            subject = None
+            if like and attempt < 20:
+                subject = like.subject
+            elif self.told and chance > 0.8:
+                subject = rng.choice(self.told).subject
+            elif groups:
                 group = rng.choice(groups)
                 name = rng.choice(NAMES) if group == "friend" else ""
                 if name and any(name in word or word in name for word in self.used):
@@ -1333,10 +1368,9 @@ class Dialogue:
                 subject = _subject(group, rng.choice(PHRASES[group]), name)
                 if name:
                     self.used.append(name)
-            if subject is None or subject.group not in groups or (subject.key, kind.name) in {(f.subject.key, f.kind.name)
-                                                                                             for f in self.told}:
-                continue
-            return Fact(subject, kind, self.value(subject, kind), teller)
+            fits = subject is not None and subject.group in groups
+            if fits and not any(fact.subject is subject and fact.kind is kind for fact in self.told):
+                return Fact(subject, kind, self.value(subject, kind), teller)
 
     def value(self, subject: Subject, kind: Kind) -> str:
         table = subject.gender if kind.name == "name" and subject.gender in VALUES else kind.values
@@ -1349,8 +1383,7 @@ class Dialogue:
 
     def say(self, lines: list[list[str]], speaker: str, forms: dict[str, str], value: str = "") -> str:
         """One of the lines, filled in, as `speaker` says it."""
-        article = "an" if value[:1] in tuple("aeiou") else "a"
-        return _upper(self.pick(lines).format(v=value, a=article, **forms, **FIRST[speaker]))
+        return _upper(self.pick(lines).format(v=value, a=_article(value), **forms, **FIRST[speaker]))
 
     def aside(self, asides: list[str], sentence: str, chance: float) -> str:
         """The sentence, at times after a few words that lead up to it."""
@@ -1361,7 +1394,8 @@ class Dialogue:
 
     def tell(self, fact: Fact, pronoun: bool = False) -> str:
         """The sentence that tells a fact."""
-        forms = fact.subject.pronoun if pronoun else getattr(fact.subject, fact.teller)
+        forms = fact.subject.pronoun if pronoun else None
+        forms = forms or getattr(fact.subject, fact.teller)
         return self.say(fact.kind.tell, fact.teller, forms, fact.value)
 
     def question(self, fact: Fact) -> str:
@@ -1376,10 +1410,9 @@ class Dialogue:
         if chance < 0.12 and not value[0].islower():
             return value + "."
         if chance < 0.35:
-            phrase = ("an " if value[0] in "aeiou" else "a ") + value if fact.kind.article else value
-            return self.rng.choice(REPLIES[fact.teller]).format(phrase)
-        forms = fact.subject.pronoun if self.rng.random() < 0.4 else fact.subject.bot
-        return self.aside(SURE, self.say(fact.kind.reply, "bot", forms, value), 0.15)
+            return self.rng.choice(REPLIES[fact.teller]).format(_phrase(fact))
+        forms = fact.subject.pronoun if self.rng.random() < 0.4 else None
+        return self.aside(SURE, self.say(fact.kind.reply, "bot", forms or fact.subject.bot, value), 0.15)
 
     def known(self, teller: str = "") -> list[Fact]:
         """The facts that may come up again: not the one that is asked in the end, for its distance is settled."""
@@ -1398,14 +1431,14 @@ class Dialogue:
         fact = self.new("user")
         self.told.append(fact)
         text = self.aside(TELLINGS, self.tell(fact), 0.2)
-        if not echo and rng.random() < 0.3:
+        if not echo and rng.random() < 0.4:
             other = self.new("user", like=fact if rng.random() < 0.5 else None)
             self.told.append(other)
             more = self.tell(other, other.subject is fact.subject)
             text = text + " " + more if rng.random() < 0.7 else text[:-1] + ", and " + _lower(more)
             fact = rng.choice((fact, other))
         if echo:
-            return text, rng.choice(ECHOES).format(fact.value), fact
+            return text, rng.choice(ECHOES).format(_phrase(fact)), fact
         chance = rng.random()
         special, general = self.pick(fact.kind.ack), rng.choice(ACKS)
         return text, special if chance < 0.4 else general if chance < 0.75 else general + " " + special, fact
@@ -1418,7 +1451,8 @@ class Dialogue:
         if fact.kind.request and not person:
             text = self.pick(fact.kind.request)
         else:
-            text = self.rng.choice(REQUESTS["person" if person else subject.group if subject.group in REQUESTS else "other"])
+            group = "person" if person else subject.group if subject.group in REQUESTS else "other"
+            text = self.rng.choice(REQUESTS[group])
         if person:
             reply = self.rng.choice(NEWS).format(**subject.bot) + " " + self.tell(fact, pronoun=True)
         else:
@@ -1467,8 +1501,8 @@ class Dialogue:
             self.asked = fact
 
     def sample(self, steps: int, distance: int | None) -> dict | None:
-        """The whole dialogue, with `steps` contexts: it ends in a question about a fact told `distance` contexts ago, or,
-        without a distance, in any other turn of the Bot. None if by chance the answer stands elsewhere as well."""
+        """The whole dialogue, with `steps` contexts: it ends in a question about a fact told `distance` contexts ago,
+        or, without a distance, in any other turn of the Bot. None if by chance the answer stands elsewhere as well."""
         index = None if distance is None else steps - distance
         if steps % 2:
             text, fact = self.opening(index == 0)
@@ -1497,6 +1531,25 @@ def _dialogue(rng: random.Random, split: str, steps: int, distance: int | None) 
             return sample, dialogue
 
 
+def dialogue_of(split: str, index: int, seed: int = 0) -> tuple[dict, Dialogue]:
+    """Sample `index` of a split, and its dialogue, which knows the facts."""
+    rng = random.Random(f"dialog {split} {seed} {index}")
+    steps = rng.choice(TURNS) - 2
+    distance = rng.randint(1, min(steps, REACH)) if rng.random() < RECALL else None
+    return _dialogue(rng, split, steps, distance)
+
+
+def sample(split: str, index: int, seed: int = 0) -> dict:
+    """Sample `index` of a split: most end in a recall question, the others in another turn of the Bot."""
+    return dialogue_of(split, index, seed)[0]
+
+
+def sample_at(split: str, index: int, time_step: int, seed: int = 0, distance: int | None = None) -> dict:
+    """A recall question after exactly `time_step` contexts, about a fact told `distance` contexts ago (None: any)."""
+    rng = random.Random(f"dialog at {time_step} {distance} {split} {seed} {index}")
+    return _dialogue(rng, split, time_step, distance or rng.randint(1, min(time_step, REACH)))[0]
+
+
 def dialogues(split: str, count: int, seed: int = 0) -> Iterator[tuple[dict, Dialogue]]:
     """What `generate` yields, each with its dialogue, which knows the facts."""
     for number in range(count):
@@ -1514,6 +1567,8 @@ def generate(split: str, count: int, seed: int = 0) -> Iterator[dict]:
 
 def generate_at(split: str, count: int, time_step: int, seed: int = 0, distance: int | None = None) -> Iterator[dict]:
     """Recall questions after exactly `time_step` contexts, about a fact told `distance` contexts ago (None: any)."""
+    if not 1 <= (distance or 1) <= time_step:
+        raise ValueError(f"no fact can be told {distance or 1} contexts ago when there are {time_step}")
     for number in range(count):
         rng = random.Random(f"dialog at {time_step} {distance} {split} {seed} {number}")
         yield _dialogue(rng, split, time_step, distance or rng.randint(1, min(time_step, REACH)))[0]

@@ -6,6 +6,7 @@ label words are drawn anew for every sample, so an answer without demonstrations
 been shown yet can at best be told by elimination. Items occur once in a sample: the class has to be known, not copied.
 
 No set of classes is shared by two splits, nor are classes of a validation or test set ever together in a train sample.
+Some train samples name the class of each item, "Word: sparrow (bird). Label: amber", a first step for a small model.
 """
 
 import random
@@ -19,19 +20,21 @@ from data import main
 CONTEXTS = 16
 COVER = 0.65  # how often the first contexts are sure to show every class once (a shuffle may do so by chance, too)
 INVENTED = 0.2  # how often labels are invented words
+NAMED = 0.15  # how often a train sample names the class next to each item: there, answering is matching and copying
 SIZES = {2: 0.25, 3: 0.35, 4: 0.4}  # how often a task has that many classes
 
 LABELS = """
-    amber delta nova echo pixel comet orbit vector sigma omega alpha gamma beta theta kappa zeta bravo tango sierra metro
-    turbo laser radar sonar motor rotor lever pivot axis apex vertex zenith summit ridge anchor beacon lantern candle torch
-    ember spark flame smoke dust pebble boulder gravel clay marble timber plank beam pillar column arch dome vault gate
-    bridge tunnel alley avenue corner border margin edge rim core kernel seed sprout branch twig petal thorn root moss fern
-    reed straw bale bundle packet parcel ticket token coin badge medal ribbon banner flag signal chime gong rhythm tempo
-    chorus verse stanza rhyme riddle maze quest saga myth legend fable motto slogan title index chapter page scroll cipher
-    code digit cursor socket cable fiber wire coil magnet lens mirror crystal relic idol statue totem mask costume cloak
-    crown throne herald knight wizard captain pirate nomad pilgrim scout ranger mentor rival guest host echelon
+    amber delta nova echo pixel comet orbit vector sigma omega alpha gamma beta theta kappa zeta bravo tango sierra
+    metro turbo laser radar sonar motor rotor lever pivot axis apex vertex zenith summit ridge anchor beacon
+    lantern candle torch ember spark flame smoke dust pebble boulder gravel clay marble timber plank beam pillar
+    column arch dome vault gate bridge tunnel alley avenue corner border margin edge rim core kernel seed sprout
+    branch twig petal thorn root moss fern reed straw bale bundle packet parcel ticket token coin badge medal
+    ribbon banner flag signal chime gong rhythm tempo chorus verse stanza rhyme riddle maze quest saga myth legend
+    fable motto slogan title index chapter page scroll cipher code digit cursor socket cable fiber wire coil magnet
+    lens mirror crystal relic idol statue totem mask costume cloak crown throne herald knight wizard captain pirate
+    nomad pilgrim scout ranger mentor rival guest host canal meadow harbor satchel pageant dialect orchard
     """.split()
-SYLLABLES = [consonant + vowel for consonant in "bdfgklmnprstvz" for vowel in "aeiou"]
+SYLLABLES = [consonant + vowel for consonant in "bdfklmrvz" for vowel in "aio"]
 
 NAMES = "Adam Alice Ben Clara David Emma Felix Grace Henry Ivy Jack Kate Leo Mary Noah Olive Paul Rosa Sam Tina".split()
 
@@ -39,151 +42,181 @@ WORDS = {  # class: its words; no word has two classes
     "animal": "dog cat horse cow sheep goat pig wolf bear lion tiger fox rabbit deer mouse camel",
     "bird": "sparrow robin crow eagle hawk owl pigeon swan duck goose parrot heron gull falcon finch raven",
     "body part": "arm leg hand foot knee elbow shoulder neck ear nose mouth finger toe wrist ankle chin",
-    "building": "house church castle school hospital hotel museum library theatre factory bank prison tower palace barn temple",
-    "calendar": "Monday Tuesday Wednesday Thursday Friday Saturday Sunday January February March April June July August "
-    "September October",
+    "building": "house church castle school hospital hotel museum library theatre factory bank prison tower palace "
+    "barn temple",
+    "calendar": "Monday Tuesday Wednesday Thursday Friday Saturday Sunday January February March April June July "
+    "August September October",
     "city": "Paris London Berlin Rome Madrid Vienna Oslo Cairo Tokyo Delhi Lima Athens Dublin Prague Lisbon Boston",
     "cloth": "cotton wool silk linen leather velvet denim nylon satin felt lace fleece canvas suede tweed polyester",
     "clothes": "shirt coat hat scarf glove sock skirt dress jacket sweater trousers belt vest shoe boot apron",
     "colour": "red blue green yellow purple pink brown black white grey orange crimson violet beige scarlet indigo",
     "container": "box bag basket bucket barrel bottle jar crate sack vase suitcase tank envelope carton backpack purse",
     "country": "France Spain Italy Norway Sweden Poland Greece Egypt Kenya India China Japan Brazil Peru Canada Mexico",
-    "dish": "soup pizza pasta salad burger sandwich omelette curry stew pancake sushi taco lasagne risotto noodles dumpling",
+    "dish": "soup pizza pasta salad burger sandwich omelette curry stew pancake sushi taco lasagne risotto noodles "
+    "dumpling",
     "drink": "coffee tea milk juice water wine beer cider cocoa lemonade soda whisky rum gin vodka champagne",
     "emotion": "joy anger fear grief pride shame envy hope love hate guilt relief sorrow delight boredom jealousy",
     "fish": "trout salmon tuna cod herring carp pike eel bass perch sardine haddock halibut shark mackerel flounder",
     "flower": "rose tulip daisy lily orchid poppy iris daffodil lavender jasmine peony marigold pansy lotus carnation "
     "sunflower",
     "fruit": "apple pear plum cherry grape lemon banana mango peach melon lime papaya apricot fig kiwi coconut",
-    "furniture": "chair table sofa bed desk shelf cupboard stool bench wardrobe dresser bookcase armchair couch cabinet cradle",
-    "gem": "ruby emerald diamond sapphire opal topaz jade pearl garnet amethyst agate quartz onyx moonstone zircon turquoise",
-    "insect": "ant bee wasp beetle moth gnat locust termite flea mosquito butterfly dragonfly ladybug hornet aphid cockroach",
-    "instrument": "piano violin guitar flute drum trumpet cello harp clarinet banjo oboe trombone saxophone tuba accordion "
-    "mandolin",
+    "furniture": "chair table sofa bed desk shelf cupboard stool bench wardrobe dresser bookcase armchair couch "
+    "cabinet cradle",
+    "gem": "ruby emerald diamond sapphire opal topaz jade pearl garnet amethyst agate quartz onyx moonstone zircon "
+    "turquoise",
+    "insect": "ant bee wasp beetle moth gnat locust termite flea mosquito butterfly dragonfly ladybug hornet aphid "
+    "cockroach",
+    "instrument": "piano violin guitar flute drum trumpet cello harp clarinet banjo oboe trombone saxophone tuba "
+    "accordion mandolin",
     "job": "doctor teacher lawyer baker farmer nurse plumber carpenter engineer waiter tailor butcher barber dentist "
     "journalist gardener",
     "kitchenware": "pot pan spoon fork knife plate bowl cup kettle ladle whisk jug mug saucer teapot toaster",
-    "landscape": "mountain river lake valley hill island desert forest ocean beach cliff cave glacier volcano swamp canyon",
+    "landscape": "mountain river lake valley hill island desert forest ocean beach cliff cave glacier volcano swamp "
+    "canyon",
     "language": "English French German Spanish Italian Dutch Danish Swedish Polish Greek Russian Turkish Arabic Hindi "
     "Chinese Japanese",
-    "metal": "iron gold silver copper tin zinc nickel steel bronze brass platinum titanium aluminium mercury chrome tungsten",
+    "metal": "iron gold silver copper tin zinc nickel steel bronze brass platinum titanium aluminium mercury chrome "
+    "tungsten",
     "movement": "run walk jump crawl climb hop skip march swim dance gallop stroll sprint leap limp wander",
     "number": "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen twenty",
-    "relative": "mother father sister brother uncle aunt cousin nephew niece grandmother grandfather son daughter husband "
-    "wife grandson",
+    "relative": "mother father sister brother uncle aunt cousin nephew niece grandmother grandfather son daughter "
+    "husband wife grandson",
     "reptile": "snake lizard crocodile turtle cobra python viper gecko iguana tortoise alligator chameleon anaconda "
     "rattlesnake adder boa",
-    "science": "algebra geometry biology chemistry physics history geography philosophy economics astronomy botany geology "
-    "psychology statistics sociology linguistics",
-    "shape": "circle square triangle rectangle oval cube sphere cone cylinder pyramid hexagon pentagon octagon rhombus "
-    "ellipse prism",
+    "science": "algebra geometry biology chemistry physics history geography philosophy economics astronomy botany "
+    "geology psychology statistics sociology linguistics",
+    "shape": "circle square triangle rectangle oval cube sphere cone cylinder pyramid hexagon pentagon octagon "
+    "rhombus ellipse prism",
     "speech": "shout whisper mumble yell mutter scream murmur ask reply talk chat argue announce declare speak explain",
-    "spice": "pepper salt ginger cinnamon basil parsley thyme mint nutmeg saffron oregano vanilla paprika cumin clove rosemary",
-    "sport": "tennis football golf hockey rugby basketball volleyball boxing judo rowing swimming archery fencing wrestling "
-    "badminton skiing",
-    "tool": "hammer saw drill wrench chisel screwdriver pliers shovel rake axe spade crowbar mallet sander ladder clamp",
+    "spice": "pepper salt ginger cinnamon basil parsley thyme mint nutmeg saffron oregano vanilla paprika cumin clove "
+    "rosemary",
+    "sport": "tennis football golf hockey rugby basketball volleyball boxing judo rowing swimming archery fencing "
+    "wrestling badminton skiing",
+    "tool": "hammer saw drill wrench chisel screwdriver pliers shovel rake axe spade crowbar mallet sander ladder "
+    "clamp",
     "tree": "oak pine birch maple elm ash willow cedar beech poplar spruce fir larch alder cypress sycamore",
-    "vegetable": "carrot onion potato cabbage lettuce spinach celery leek turnip radish cucumber broccoli pumpkin garlic pea "
-    "bean",
-    "vehicle": "car bus train tram truck bicycle plane ship ferry taxi scooter van tractor helicopter ambulance motorcycle",
-    "weather": "rain snow hail fog mist thunder lightning drizzle storm breeze frost sleet hurricane tornado blizzard sunshine",
+    "vegetable": "carrot onion potato cabbage lettuce spinach celery leek turnip radish cucumber broccoli pumpkin "
+    "garlic pea bean",
+    "vehicle": "car bus train tram truck bicycle plane ship ferry taxi scooter van tractor helicopter ambulance "
+    "motorcycle",
+    "weather": "rain snow hail fog mist thunder lightning drizzle storm breeze frost sleet hurricane tornado blizzard "
+    "sunshine",
 }
 
 # Sentences: class: phrases that only this class has, comma separated. {n}, {o}, ... are filled from FILLERS at random.
 SENTENCES = {
     "act": {
-        "apology": "sorry about, I am sorry for, please forgive me for, my apologies for, excuse me for, I apologise for, "
-        "we are sorry for, pardon me for, I feel bad about, I was wrong about, I deeply regret, it was my fault with",
+        "apology": "sorry about, I am sorry for, please forgive me for, my apologies for, excuse me for, I apologise "
+        "for, we are sorry for, pardon me for, I feel bad about, I was wrong about, I deeply regret, it was my fault "
+        "with",
         "order": "bring me, give me, take away, hide, open, put down, fetch, clean, move, hold, drop, carry",
-        "praise": "how nice is, what a joy is, I admire, how pretty is, I really love, everybody loves, well done with, "
-        "how clever is, I adore, bravo for, what a beauty is, hooray for",
-        "promise": "I will bring, tomorrow I repair, I promise you, we shall pay for, I swear to return, you can count on, "
-        "I will find, we will send, I shall protect, soon you get, I will look after, we shall replace",
-        "question": "where is, who has, when did you see, do you like, can you see, why did you buy, how big is, what about, "
-        "is that, have you got, did you find, may I borrow",
-        "thanks": "thank you for, many thanks for, thanks a lot for, I am grateful for, thanks so much for, we thank you for, "
-        "how kind to give me, I am glad to get, a thousand thanks for, I appreciate, we are thankful for, bless you for",
+        "praise": "how nice is, what a joy is, I admire, how pretty is, I really love, everybody loves, well done "
+        "with, how clever is, I adore, bravo for, what a beauty is, hooray for",
+        "promise": "I will bring, tomorrow I repair, I promise you, we shall pay for, I swear to return, you can "
+        "count on, I will find, we will send, I shall protect, soon you get, I will look after, we shall replace",
+        "question": "where is, who has, when did you see, do you like, can you see, why did you buy, how big is, what "
+        "about, is that, have you got, did you find, may I borrow",
+        "thanks": "thank you for, many thanks for, thanks a lot for, I am grateful for, thanks so much for, we thank "
+        "you for, how kind to give me, I am glad to get, a thousand thanks for, I appreciate, we are thankful for, "
+        "bless you for",
     },
     "feeling": {
-        "afraid": "afraid, scared, frightened, terrified, nervous, anxious, worried, alarmed, timid, panicked, fearful, uneasy",
+        "afraid": "afraid, scared, frightened, terrified, nervous, anxious, worried, alarmed, timid, panicked, "
+        "fearful, uneasy",
         "angry": "angry, furious, mad, annoyed, irritated, outraged, cross, enraged, bitter, hostile, livid, grumpy",
-        "calm": "calm, relaxed, peaceful, serene, composed, placid, untroubled, easygoing, mellow, settled, carefree, patient",
-        "happy": "happy, glad, cheerful, joyful, merry, delighted, thrilled, jolly, pleased, content, excited, overjoyed",
-        "sad": "sad, unhappy, gloomy, tearful, miserable, heartbroken, lonely, sorrowful, upset, glum, downcast, hopeless",
-        "tired": "tired, sleepy, exhausted, weary, drowsy, drained, fatigued, worn out, spent, listless, sluggish, half asleep",
+        "calm": "calm, relaxed, peaceful, serene, composed, placid, untroubled, easygoing, mellow, settled, carefree, "
+        "patient",
+        "happy": "happy, glad, cheerful, joyful, merry, delighted, thrilled, jolly, pleased, content, excited, "
+        "overjoyed",
+        "sad": "sad, unhappy, gloomy, tearful, miserable, heartbroken, lonely, sorrowful, upset, glum, downcast, "
+        "hopeless",
+        "tired": "tired, sleepy, exhausted, weary, drowsy, drained, fatigued, worn out, spent, listless, sluggish, "
+        "half asleep",
     },
     "headline": {
-        "business": "profit, market, shares, merger, investor, sales, revenue, trade, company, inflation, stock, export",
+        "business": "profit, market, shares, merger, investor, sales, revenue, trade, company, inflation, stock, "
+        "export",
         "crime": "thief, robbery, police, jail, burglar, detective, theft, prisoner, judge, fraud, suspect, smuggler",
         "culture": "film, actor, orchestra, gallery, painter, novel, singer, festival, ballet, poet, album, sculptor",
-        "health": "vaccine, surgeon, patient, virus, diet, clinic, medicine, therapy, infection, flu, allergy, epidemic",
-        "politics": "election, minister, parliament, senator, president, vote, campaign, treaty, embassy, mayor, congress, "
-        "ballot",
-        "research": "telescope, laboratory, atom, experiment, planet, scientist, genome, rocket, microscope, particle, "
-        "satellite, robot",
+        "health": "vaccine, surgeon, patient, virus, diet, clinic, medicine, therapy, infection, flu, allergy, "
+        "epidemic",
+        "politics": "election, minister, parliament, senator, president, vote, campaign, treaty, embassy, mayor, "
+        "congress, ballot",
+        "research": "telescope, laboratory, atom, experiment, planet, scientist, genome, rocket, microscope, "
+        "particle, satellite, robot",
         "sports": "goal, match, coach, striker, referee, league, trophy, stadium, championship, goalkeeper, athlete, "
         "tournament",
-        "travel": "airport, tourist, luggage, passport, flight, cruise, resort, voyage, sightseeing, souvenir, hostel, runway",
+        "travel": "airport, tourist, luggage, passport, flight, cruise, resort, voyage, sightseeing, souvenir, "
+        "hostel, runway",
     },
     "outside": {
         "foggy": "foggy, misty, hazy, murky, gloomy, dim, grey, smoky, cloudy, overcast, blurred, dull",
-        "hot": "hot, scorching, boiling, sweltering, baking, tropical, torrid, burning, roasting, sultry, blazing, sizzling",
+        "hot": "hot, scorching, boiling, sweltering, baking, tropical, torrid, burning, roasting, sultry, blazing, "
+        "sizzling",
         "rainy": "rainy, wet, drizzly, pouring, showery, damp, soggy, dripping, moist, soaking, flooded, muddy",
         "snowy": "snowy, icy, frosty, freezing, frozen, wintry, arctic, slushy, chilly, cold, polar, slippery",
-        "sunny": "sunny, bright, clear, cloudless, golden, shiny, radiant, glowing, brilliant, fine, sparkling, dazzling",
+        "sunny": "sunny, bright, clear, cloudless, golden, shiny, radiant, glowing, brilliant, fine, sparkling, "
+        "dazzling",
         "windy": "windy, breezy, gusty, blustery, stormy, squally, wild, rough, howling, whirling, draughty, blowy",
     },
     "place": {
-        "bathroom": "shower, bathtub, toilet, towel, toothbrush, soap, sponge, shampoo, washbasin, hairdryer, razor, bathrobe",
-        "classroom": "blackboard, schoolbag, chalk, globe, pupils, textbook, homework, ruler, exam, lunchbox, crayons, eraser",
-        "farm": "barn, haystack, tractor, cowshed, pigsty, scarecrow, plough, stable, henhouse, silo, cornfield, piglets",
-        "garden": "lawn, hedge, flowerbed, greenhouse, sprinkler, gnome, compost, wheelbarrow, rosebush, birdhouse, patio, "
-        "flowerpot",
-        "kitchen": "stove, oven, fridge, dishwasher, cookbook, spices, toaster, pantry, freezer, microwave, grater, saucepan",
-        "office": "printer, keyboard, stapler, photocopier, paperclips, boss, spreadsheet, conference, scanner, secretary, "
-        "monitor, invoices",
-        "seaside": "sandcastle, lighthouse, pier, seashell, tide, surfboard, seaweed, jellyfish, sailboat, driftwood, dunes, "
-        "waves",
+        "bathroom": "shower, bathtub, toilet, towel, toothbrush, soap, sponge, shampoo, washbasin, hairdryer, razor, "
+        "bathrobe",
+        "classroom": "blackboard, schoolbag, chalk, globe, pupils, textbook, homework, ruler, exam, lunchbox, "
+        "crayons, eraser",
+        "farm": "barn, haystack, tractor, cowshed, pigsty, scarecrow, plough, stable, henhouse, silo, cornfield, "
+        "piglets",
+        "garden": "lawn, hedge, flowerbed, greenhouse, sprinkler, gnome, compost, wheelbarrow, rosebush, birdhouse, "
+        "patio, flowerpot",
+        "kitchen": "stove, oven, fridge, dishwasher, cookbook, spices, toaster, pantry, freezer, microwave, grater, "
+        "saucepan",
+        "office": "printer, keyboard, stapler, photocopier, paperclips, boss, spreadsheet, conference, scanner, "
+        "secretary, monitor, invoices",
+        "seaside": "sandcastle, lighthouse, pier, seashell, tide, surfboard, seaweed, jellyfish, sailboat, driftwood, "
+        "dunes, waves",
     },
     "property": {
         "big": "big, huge, large, giant, enormous, massive, gigantic, vast, immense, colossal, mighty, bulky",
         "broken": "broken, cracked, smashed, shattered, damaged, ruined, torn, wrecked, split, snapped, crushed, burst",
-        "cheap": "cheap, inexpensive, reduced, discounted, affordable, low-cost, bargain, budget, half-price, second-hand, "
-        "free, thrifty",
+        "cheap": "cheap, inexpensive, reduced, discounted, affordable, low-cost, bargain, budget, half-price, "
+        "second-hand, free, thrifty",
         "clean": "clean, spotless, washed, polished, tidy, neat, pure, scrubbed, fresh, stainless, rinsed, immaculate",
         "dirty": "dirty, filthy, muddy, dusty, stained, grimy, greasy, messy, smeared, grubby, sooty, unwashed",
         "old": "old, ancient, antique, aged, vintage, outdated, historic, worn, faded, rusty, old-fashioned, medieval",
-        "small": "small, tiny, little, mini, minute, petite, compact, miniature, short, slim, microscopic, pocket-sized",
+        "small": "small, tiny, little, mini, minute, petite, compact, miniature, short, slim, microscopic, "
+        "pocket-sized",
     },
     "quantity": {
-        "all": "all the, every one of the, all of the, each of the, all of these, the whole set of, all our, all those, "
-        "each one of the, the full number of, the entire group of, every last one of the",
+        "all": "all the, every one of the, all of the, each of the, all of these, the whole set of, all our, all "
+        "those, each one of the, the full number of, the entire group of, every last one of the",
         "few": "a few, two or three, only some, a couple of, hardly any, a handful of, one or two, a small number of, "
         "just some, three or four, scarcely any, a pair of",
-        "many": "many, lots of, plenty of, hundreds of, countless, dozens of, thousands of, masses of, heaps of, tons of, "
-        "millions of, a large number of",
+        "many": "many, lots of, plenty of, hundreds of, countless, dozens of, thousands of, masses of, heaps of, tons "
+        "of, millions of, a large number of",
         "none": "no, none of the, not one of the, zero, none of these, not any of the, none of our, neither of the, "
         "not even one of the, none of those, absolutely no, never any",
     },
     "review": {
-        "average": "average, ordinary, okay, fair, decent, acceptable, so-so, passable, mediocre, standard, usual, tolerable",
+        "average": "average, ordinary, okay, fair, decent, acceptable, so-so, passable, mediocre, standard, usual, "
+        "tolerable",
         "bad": "terrible, awful, horrible, dreadful, poor, boring, disappointing, ugly, nasty, bad, lousy, pathetic",
         "funny": "funny, hilarious, amusing, comic, witty, silly, humorous, playful, laughable, goofy, cheeky, comical",
-        "good": "wonderful, excellent, great, superb, amazing, fantastic, lovely, perfect, brilliant, charming, marvelous, "
-        "splendid",
-        "strange": "strange, odd, weird, curious, unusual, bizarre, puzzling, peculiar, mysterious, eerie, unfamiliar, surreal",
-        "useful": "useful, helpful, practical, handy, informative, instructive, valuable, worthwhile, beneficial, educational, "
-        "effective, productive",
+        "good": "wonderful, excellent, great, superb, amazing, fantastic, lovely, perfect, brilliant, charming, "
+        "marvelous, splendid",
+        "strange": "strange, odd, weird, curious, unusual, bizarre, puzzling, peculiar, mysterious, eerie, "
+        "unfamiliar, surreal",
+        "useful": "useful, helpful, practical, handy, informative, instructive, valuable, worthwhile, beneficial, "
+        "educational, effective, productive",
     },
     "time": {
-        "future": "tomorrow, next week, next year, next month, in two days, soon, next summer, in an hour, later, next Monday, "
-        "before long, one day",
+        "future": "tomorrow, next week, next year, next month, in two days, soon, next summer, in an hour, later, "
+        "next Monday, before long, one day",
         "habit": "always, every day, every week, usually, often, each morning, every summer, all the time, most days, "
         "every night, as a rule, every Monday",
         "now": "now, at the moment, at this moment, currently, this minute, at present, as we speak, this instant, "
         "this second, at this hour, even as I write, for the time being",
-        "past": "yesterday, last week, last night, last year, two days ago, long ago, a month ago, last summer, years ago, "
-        "last Monday, an hour ago, last winter",
+        "past": "yesterday, last week, last night, last year, two days ago, long ago, a month ago, last summer, years "
+        "ago, last Monday, an hour ago, last winter",
     },
 }
 
@@ -194,31 +227,58 @@ TEMPLATES = {  # of a family, or of each of its classes; a phrase never comes fi
         "": ["{n} said: {x} the {o}.", "I heard {n} call: {x} the {o}."],
     },
     "feeling": [
-        "{n} is {x} today.", "{n} felt {x} after the meeting.", "All day long {n} was {x}.", "I think {n} seems {x}.",
-        "We found {n} very {x} at home.", "{n} looked {x} in the photo.",
+        "{n} is {x} today.",
+        "{n} felt {x} after the meeting.",
+        "All day long {n} was {x}.",
+        "I think {n} seems {x}.",
+        "We found {n} very {x} at home.",
+        "{n} looked {x} in the photo.",
     ],
     "headline": [
-        "News about the {x} in {c}.", "The {x} makes the front page.", "More on the {x} from {c} today.",
-        "People talk about the {x} again.", "What the {x} means for {c}.", "Our report on the {x}.",
+        "News about the {x} in {c}.",
+        "The {x} makes the front page.",
+        "More on the {x} from {c} today.",
+        "People talk about the {x} again.",
+        "What the {x} means for {c}.",
+        "Our report on the {x}.",
     ],
     "outside": [
-        "It is {x} in {c}.", "It was a {x} day for {n}.", "The weather in {c} looks {x}.", "{n} walks on a {x} morning.",
-        "We expect a {x} night in {c}.", "{n} says it is {x} outside.",
+        "It is {x} in {c}.",
+        "It was a {x} day for {n}.",
+        "The weather in {c} looks {x}.",
+        "{n} walks on a {x} morning.",
+        "We expect a {x} night in {c}.",
+        "{n} says it is {x} outside.",
     ],
     "place": [
-        "{n} is near the {x}.", "{n} talks about the {x}.", "The {o} was next to the {x}.", "{n} looked for the {x}.",
-        "Please show {n} the {x}.", "I can see the {x} from here.",
+        "{n} is near the {x}.",
+        "{n} talks about the {x}.",
+        "The {o} was next to the {x}.",
+        "{n} looked for the {x}.",
+        "Please show {n} the {x}.",
+        "I can see the {x} from here.",
     ],
     "property": [
-        "The {o} is {x}.", "{n} has a {x} {o}.", "I saw the {x} {o}.", "Who wants this {x} {o}?", "{n} sold the {x} {o}.",
+        "The {o} is {x}.",
+        "{n} has a {x} {o}.",
+        "I saw the {x} {o}.",
+        "Who wants this {x} {o}?",
+        "{n} sold the {x} {o}.",
         "My {o} was {x}.",
     ],
     "quantity": [
-        "{n} saw {x} {p}.", "In the end {x} {p} were sold.", "There were {x} {p} in the shop.", "{n} wants {x} {p}.",
+        "{n} saw {x} {p}.",
+        "In the end {x} {p} were sold.",
+        "There were {x} {p} in the shop.",
+        "{n} wants {x} {p}.",
         "I think {x} {p} are here.",
     ],
     "review": [
-        "The {r} was {x}.", "I found the {r} {x}.", "{n} called the {r} {x}.", "It was a {x} {r}.", "What a {x} {r} it was!",
+        "The {r} was {x}.",
+        "I found the {r} {x}.",
+        "{n} called the {r} {x}.",
+        "It was a {x} {r}.",
+        "What a {x} {r} it was!",
         "We thought the {r} was {x}.",
     ],
     "time": {
@@ -257,7 +317,9 @@ def class_sets(split: str) -> dict[str, dict[int, list[tuple[str, ...]]]]:
         sizes, train = {}, {(name,) for name in classes}
         for size in SIZES:
             every = [(names, _hashed_split(family, names)) for names in combinations(sorted(classes), size)]
-            train = {n for n, home in every if home == "train" and all(sub in train for sub in combinations(n, size - 1))}
+            train = {
+                n for n, home in every if home == "train" and all(sub in train for sub in combinations(n, size - 1))
+            }
             found = [n for n, home in every if home == split and (split != "train" or n in train)]
             if found:
                 sizes[size] = found
@@ -296,8 +358,8 @@ def _draw_labels(rng: random.Random, count: int) -> list[str]:
     """So many different label words: all of them common words or all of them invented."""
     if rng.random() >= INVENTED:
         return rng.sample(LABELS, count)
-    starts, ends = rng.sample(SYLLABLES, count), rng.sample(SYLLABLES, count)
-    return [start + end for start, end in zip(starts, ends)]
+    syllables = rng.sample(SYLLABLES, 2 * count)
+    return [start + end for start, end in zip(syllables[:count], syllables[count:])]
 
 
 def _draw_order(rng: random.Random, classes: tuple[str, ...]) -> list[str]:
@@ -328,9 +390,11 @@ def sample(split: str, index: int, seed: int = 0) -> dict:
     labels = dict(zip(classes, _draw_labels(rng, len(classes))))
     order = _draw_order(rng, classes) + [rng.choice(classes)]  # the last one is asked for
     phrases = {name: rng.sample(FAMILIES[family][name], order.count(name)) for name in classes}
-    inputs = [layout.format(x=_item(rng, family, name, phrases[name].pop())) for name in order]
-    options = list(labels.values())
-    rng.shuffle(options)
+    items = [_item(rng, family, name, phrases[name].pop()) for name in order]
+    if split == "train" and rng.random() < NAMED:
+        items = [f"{item} ({name})" for item, name in zip(items, order)]
+    inputs = [layout.format(x=item) for item in items]
+    options = rng.sample(sorted(labels.values()), len(labels))
     contexts = [f"{text} {labels[name]}" for text, name in zip(inputs, order[:-1])]
     return {"contexts": contexts, "input": inputs[-1], "target": labels[order[-1]], "options": options}
 

@@ -3,7 +3,7 @@
 A persona has 3 or 4 domains (how they get to work, what they drink, how they sign mails, ...), each under 2 conditions
 (rainy or sunny, morning or evening, ...), and for every such pair a habit: one of the domain's four choices, drawn
 independently of all else. An entry tells one event: nine times in ten the habit, else another choice. The question
-names a domain and a condition; the answer is the choice that leads in the profile. Without it, any of four may be right.
+names a domain and a condition; the answer is the choice that leads in the profile. Without it, it is one in four.
 
 No persona, that is the set of its habits, is shared by two splits.
 """
@@ -21,7 +21,7 @@ NOISE = 0.1  # how often an entry tells of another choice than the habit
 CONDITIONS = {  # kind of condition: condition: how it is put
     "company": {
         "alone": ["alone", "all alone", "without company", "without anyone"],
-        "friends": ["with friends", "with a friend", "with old friends", "with two friends"],
+        "friends": ["with friends", "with a friend", "with old friends", "with good friends"],
         "family": ["with the family", "with the parents", "with relatives", "with the children"],
     },
     "daytime": {
@@ -222,8 +222,9 @@ DOMAINS = {  # domain: kind of condition, the four choices, entries, questions; 
         "week",
         "market mall kiosk bakery",
         [
-            "{c} {n} went shopping at the {x}.", "{n} went shopping at the {x} {c}.", "{n} bought bread at the {x} {c}.",
-            "{c} {n} got the food from the {x}.", "Shopping {c}, {n} visited the {x}.",
+            "{c} {n} went shopping at the {x}.", "{n} went shopping at the {x} {c}.",
+            "{n} bought bread at the {x} {c}.", "{c} {n} got the food from the {x}.",
+            "Shopping {c}, {n} visited the {x}.",
         ],
         ["where does {n} go shopping {c}", "{c} {n} goes shopping at the"],
     ),
@@ -269,13 +270,13 @@ CHOICES = {domain: choices.split() for domain, (_, choices, _, _) in DOMAINS.ite
 
 NAMES = """
     Adam Agnes Alan Albert Alex Alice Amy Andrew Anita Anna Anton Arthur Ava Barbara Ben Bella Boris Brian Carl Carla
-    Carmen Cecil Chloe Claire Clara Colin Daisy Dan Daniel David Dennis Diana Dora Doris Edgar Edith Edward Elena Eli Ella
-    Ellen Elsa Emil Emily Emma Eric Erica Esther Eva Evan Felix Fiona Frances Frank Fred Gabriel George Gina Gloria Grace
-    Greta Gus Hannah Harry Hazel Heidi Helen Henry Hugo Ida Igor Ines Ingrid Irene Isaac Ivan Ivy Jack Jacob James Jane
-    Janet Jason Jean Joan Joel John Jonas Judy Julia Karen Karl Kate Kevin Kim Klara Laura Lea Lena Leo Leon Lewis Lily
-    Linda Lisa Louis Lucy Luke Lydia Mara Maria Mark Marta Martin Mary Max Maya Mia Mike Milo Mona Nadia Nancy Nina Noah
-    Nora Olga Oliver Olivia Omar Oscar Otto Paul Paula Peter Petra Philip Rachel Rita Robert Rosa Ruth Sam Sara Simon
-    Sofia Stella Susan Tara Theo Thomas Tina Tom Vera Victor Walter Wendy
+    Carmen Cecil Chloe Claire Clara Colin Daisy Dan Daniel David Dennis Diana Dora Doris Edgar Edith Edward Elena Eli
+    Ella Ellen Elsa Emil Emily Emma Eric Erica Esther Eva Evan Felix Fiona Frances Frank Fred Gabriel George Gina
+    Gloria Grace Greta Gus Hannah Harry Hazel Heidi Helen Henry Hugo Ida Igor Ines Ingrid Irene Isaac Ivan Ivy Jack
+    Jacob James Jane Janet Jason Jean Joan Joel John Jonas Judy Julia Karen Karl Kate Kevin Kim Klara Laura Lea Lena
+    Leo Leon Lewis Lily Linda Lisa Louis Lucy Luke Lydia Mara Maria Mark Marta Martin Mary Max Maya Mia Mike Milo Mona
+    Nadia Nancy Nina Noah Nora Olga Oliver Olivia Omar Oscar Otto Paul Paula Peter Petra Philip Rachel Rita Robert
+    Rosa Ruth Sam Sara Simon Sofia Stella Susan Tara Theo Thomas Tina Tom Vera Victor Walter Wendy
     """.split()
 
 Habit = tuple[str, str, str]  # domain, condition, choice
@@ -311,7 +312,7 @@ def persona_of(split: str, index: int, seed: int = 0) -> tuple[Habit, ...]:
 def _draw_events(rng: random.Random, habits: tuple[Habit, ...]) -> tuple[list[Habit], Habit]:
     """What the profile tells, and the habit to ask for: its choice was made at least twice and more than any other."""
     while True:
-        told = list(habits) * (CONTEXTS // 8 if len(habits) < 8 else 1)
+        told = list(habits) * (12 // len(habits))  # each of six habits at least twice, each of eight at least once
         told += rng.choices(habits, k=CONTEXTS - len(told))
         rng.shuffle(told)
         events = [

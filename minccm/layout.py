@@ -54,7 +54,7 @@ def step_columns(method: Method, n: int, step: int, length: int, start: int, las
     filled = part.unique() if method.pools == "text" else torch.arange(n)  # a step of fewer than n tokens fills fewer slots
     if method.rate is None or last or step < method.delay:
         filled = filled[:0]
-    slots = columns(0, SLOT, step, filled, start + length + comp - 1)
+    slots = columns(0, SLOT, step, filled, start + length + comp)  # ready when the next step begins
     return offsets, Columns(torch.cat([part.data for part in parts])), slots
 
 

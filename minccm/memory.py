@@ -71,6 +71,6 @@ class Memory:
         new = slots[:, None]  # (M, 1, 7) against (C, 7)
         fresh = (have.kind != new.kind) & (have.index == new.index) & (have.step == self.step - method.delay)
         before = (have.kind == new.kind) & (have.index == new.index) & (have.step == self.step - 1)
+        fresh, before = fresh.to(self.keys.dtype), before.to(self.keys.dtype)
         weights = rate * fresh / fresh.sum(1, keepdim=True).clamp(min=1) + (1 - rate) * before  # (M, C)
-        weights = weights.to(self.keys.dtype)
         return self.extended(weights @ self.keys, weights @ self.values, slots)

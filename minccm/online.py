@@ -70,8 +70,11 @@ class Session:
         temperature: float = 0.0,
         top_p: float = 1.0,
         generator: torch.Generator | None = None,
+        stop: bool = True,
     ) -> Iterator[int]:
-        """Token ids of an output, one by one, up to EOS (which is not yielded). The memory stays as it is.
+        """Token ids of an output, one by one, up to EOS (which is not yielded; stop=False goes on past it).
+
+        The memory stays as it is.
 
         temperature 0 takes the likeliest token; above it, tokens are drawn from the likeliest ones that together have
         the probability top_p.
@@ -80,7 +83,7 @@ class Session:
         for _ in range(max_tokens):
             logits, keys, values, added, _ = self._forward(memory, ids, last=True)
             token = sample(logits[-1], temperature, top_p, generator)
-            if token == self.model.config.eos_id:
+            if stop and token == self.model.config.eos_id:
                 return
             yield token
             memory = memory.extended(keys, values, added)

@@ -31,9 +31,9 @@ class Tokenizer:
 
     def span(self, text: str, part: str) -> tuple[int, int]:
         """Tokens [first, last) of encode(text) that cover the last place where `part` stands in it."""
-        begin = text.rindex(part)
-        pieces = self.pieces.encode(text, out_type="immutable_proto").pieces
-        inside = [i for i, piece in enumerate(pieces) if piece.end > begin and piece.begin < begin + len(part)]
+        begin, ids = text.rindex(part), self.encode(text)
+        ends = [len(self.decode(ids[:count])) for count in range(len(ids) + 1)]  # characters that the first tokens make
+        inside = [i for i in range(len(ids)) if ends[i + 1] > begin and ends[i] < begin + len(part)]
         return inside[0], inside[-1] + 1
 
 

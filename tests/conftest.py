@@ -1,0 +1,45 @@
+"""Where the recorded numbers are, and a tiny random model for the tests that need no trained one.
+
+MINCCM_ORACLE names a folder of recorded numbers; without it ../shared/oracle is taken, and without that the small
+subset in tests/recorded.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from minccm.config import LlamaConfig  # noqa: E402
+from minccm.model import Transformer  # noqa: E402
+
+torch.set_num_threads(1)
+
+
+def oracle(part: str) -> Path:
+    """The folder of one part of the recorded numbers; it may not exist."""
+    named = os.environ.get("MINCCM_ORACLE")
+    folders = [Path(named)] if named else [ROOT.parent / "shared" / "oracle", ROOT / "tests" / "recorded"]
+    return next((folder / part for folder in folders if (folder / part).is_dir()), folders[0] / part)
+
+
+def random_model(n: int, dtype=torch.float64, seed: int = 0, adapter: bool = True) -> Transformer:
+    """Two layers of width 16, with an adapter whose B is not zero."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(vocab_size=40, dim=16, ffn_dim=24, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=4)
+    model = Transformer(config).eval()
+    if adapter:
+        model.add_adapter(n, r=2, alpha=4, dropout=0.0)
+        for name, tensor in model.adapter_state().items():
+            torch.nn.init.normal_(tensor, std=0.5)
+    return model.to(dtype)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Path:
+    """The model that ships."""
+    return ROOT / "data" / "tiny"

@@ -1,0 +1,96 @@
+"""The paper's parallel training claims that one masked pass equals the recursion over time. So it must, to rounding."""
+
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minccm.layout import collate, lay_out
+from minccm.mask import predict
+from minccm.methods import METHODS, get_method
+from minccm.online import Session
+from tests.conftest import random_model
+
+tokens = st.integers(3, 39)
+samples = st.tuples(
+    st.lists(st.lists(tokens, max_size=20), min_size=1, max_size=8),  # contexts
+    st.lists(tokens, min_size=1, max_size=6),  # input
+    st.lists(tokens, min_size=1, max_size=6),  # target
+)
+batches = st.lists(samples, min_size=1, max_size=4)
+methods = st.builds(get_method, st.sampled_from(sorted(METHODS)), st.booleans())
+quick = settings(max_examples=60, deadline=None, derandomize=True)
+
+
+def recursive_logits(model, method, n, contexts, text):
+    session = Session(model, method, n)
+    for context in [sum(contexts, [])] if method.comp == "end" else contexts:
+        session.read(context)
+    return session.logits(text)
+
+
+def parallel_logits(model, method, n, rows):
+    """Logits at the places that predict the targets, sample by sample, of rows that each pack some samples."""
+    layouts = [[lay_out(method, n, 40, *sample) for sample in row] for row in rows]
+    logits, _ = predict(model, method, collate(layouts))
+    return logits.split([len(sample[2]) for row in rows for sample in row])
+
+
+@quick
+@given(methods, st.integers(1, 8), batches, st.booleans())
+def test_logits(method, n, batch, packed):
+    """In float64 within 1e-9, for every method, with and without sink, packed in one row or padded in many."""
+    model = random_model(n)
+    rows = [batch] if packed else [[sample] for sample in batch]
+    for (contexts, input, target), logits in zip(batch, parallel_logits(model, method, n, rows)):
+        expected = recursive_logits(model, method, n, contexts, input + target)[-len(target) - 1 : -1]
+        torch.testing.assert_close(logits, expected, atol=1e-9, rtol=1e-9)
+
+
+@settings(quick, max_examples=25)
+@given(methods, st.integers(1, 4), samples)
+def test_gradients(method, n, sample):
+    """Gradients of the parallel pass are those of backpropagation through the recursion."""
+    contexts, input, target = sample
+    labels, gradients = torch.tensor(target), []
+    for recursive in (False, True):
+        model = random_model(n)
+        if recursive:
+            logits = recursive_logits(model, method, n, contexts, input + target)[-len(target) - 1 : -1]
+        else:
+            (logits,) = parallel_logits(model, method, n, [[sample]])
+        F.cross_entropy(logits, labels).backward()
+        gradients.append({name: p.grad for name, p in model.adapter_state().items()})
+    for name, expected in gradients[1].items():
+        got = gradients[0][name]
+        assert (got is None) == (expected is None) or not (got if expected is None else expected).any(), name
+        if got is not None and expected is not None:
+            torch.testing.assert_close(got, expected, atol=1e-9, rtol=1e-9)
+
+
+@settings(quick, max_examples=40)
+@given(methods, st.integers(1, 4), batches)
+def test_packing_changes_nothing(method, n, batch):
+    """A sample's logits are the same alone, padded in a batch, and packed among others."""
+    model = random_model(n)
+    alone = [parallel_logits(model, method, n, [[sample]])[0] for sample in batch]
+    padded = parallel_logits(model, method, n, [[sample] for sample in batch])
+    packed = parallel_logits(model, method, n, [batch[:1], batch[1:]] if batch[1:] else [batch])
+    for one, two, three in zip(alone, padded, packed):
+        torch.testing.assert_close(two, one, atol=1e-9, rtol=1e-9)
+        torch.testing.assert_close(three, one, atol=1e-9, rtol=1e-9)
+
+
+@quick
+@given(methods, st.integers(1, 8), samples)
+def test_memory_holds_what_is_seen(method, n, sample):
+    """Online, the memory has as many KV pairs as the parallel pass lets the last step see: nothing more is kept."""
+    contexts = [sum(sample[0], [])] if method.comp == "end" else sample[0]
+    session = Session(random_model(n), method, n)
+    for context in contexts:
+        session.read(context)
+    layout = lay_out(method, n, 40, *sample)
+    from eval import memory_pairs
+
+    assert len(session.memory) == memory_pairs(method, layout)
+    assert session.memory.position == (sum(map(len, contexts)) if method.reads else 0)
