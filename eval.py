@@ -26,7 +26,7 @@ from minccm import cli
 from minccm.checkpoint import load_adapter, load_model, make_folder, write_text
 from minccm.layout import Layout, collate, group, lay_out, segments
 from minccm.mask import predict
-from minccm.methods import Method, get_method, visible
+from minccm.methods import Columns, Method, get_method, visible
 from minccm.model import Transformer
 from minccm.tokenizer import Tokenizer
 
@@ -119,8 +119,8 @@ def score(model: Transformer, run: Run, layouts: list[Layout], budget: int) -> l
 
 def memory_pairs(method: Method, layout: Layout) -> int:
     """KV pairs of earlier steps that the input and output see: the memory that is kept."""
-    query = layout.columns[-1:]
-    return sum(int((visible(method, query, k) & (k.step < query.step)).sum()) for k in (layout.columns, layout.slots))
+    query, keys = Columns(layout.columns[-1:]), Columns(torch.cat([layout.columns, layout.slots]))
+    return int((visible(method, query, keys) & (keys.step < query.step)).sum())
 
 
 def close_gaps(rows: list[dict]) -> None:

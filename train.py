@@ -62,6 +62,9 @@ def arguments():
     if options.pretrain:
         options.method = "full"
     options.text_weight = (0.1 if options.pretrain else 0.0) if options.text_weight is None else options.text_weight
+    for name in ("steps", "batch", "r", "save_every", "row_tokens", "dim", "layers", "heads"):
+        if vars(options)[name] is not None and vars(options)[name] < 1:
+            raise ValueError(f"--{name.replace('_', '-')} is to be at least 1")
     kind = "base" if options.pretrain else options.method
     options.out = Path(options.out or f"runs/{'-'.join(Path(part).stem for part in dict.fromkeys(options.data.split(',')))}-{kind}")
     return options
@@ -121,7 +124,10 @@ def main():
     options.row_tokens = options.row_tokens or (8192 if device.type == "cpu" else 65536)
     method = get_method(options.method, options.sink)
     if options.n is None:
-        options.n = 0 if method.name in ("none", "full") else 8 if method.rate and method.comp else 2
+        options.n = 8 if method.rate and method.comp else 2
+    options.n = 0 if method.name in ("none", "full") else options.n
+    if method.name == "none" or (options.n < 1 and method.name != "full"):
+        raise ValueError(f"--method {method.name} with --n {options.n} has nothing to train")
     out = make_folder(options.out)
     source = data.source(options.data, "train", options.seed)
     torch.manual_seed(options.seed)

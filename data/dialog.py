@@ -1322,8 +1322,6 @@ def _subject(group: str, phrase: str, name: str = "") -> Subject:
     return Subject(full, group, user, bot, None if same else _forms(pronoun, pronoun), short, pronoun)
 
 
-
-
 @lru_cache(None)
 def values(subject: str, kind: str, table: str, split: str, rare: bool = False) -> list[str]:
     """The values that (subject, kind) takes in a split: a tenth each for validation and test (12 at least, if there are
@@ -1373,6 +1371,7 @@ class Dialogue:
                 return Fact(subject, kind, self.value(subject, kind), teller)
 
     def value(self, subject: Subject, kind: Kind) -> str:
+        """A new value for a fact."""
         table = subject.gender if kind.name == "name" and subject.gender in VALUES else kind.values
         rare = bool(VALUES[table][1]) and self.rng.random() < RARE
         while True:
@@ -1395,10 +1394,10 @@ class Dialogue:
     def tell(self, fact: Fact, pronoun: bool = False) -> str:
         """The sentence that tells a fact."""
         forms = fact.subject.pronoun if pronoun else None
-        forms = forms or getattr(fact.subject, fact.teller)
-        return self.say(fact.kind.tell, fact.teller, forms, fact.value)
+        return self.say(fact.kind.tell, fact.teller, forms or getattr(fact.subject, fact.teller), fact.value)
 
     def question(self, fact: Fact) -> str:
+        """How the User asks for a fact: in a question of its kind, or in a clause after words that suit every kind."""
         forms = fact.subject.short if self.rng.random() < 0.4 else fact.subject.user
         if self.rng.random() < 0.5:
             return self.aside(ASIDES, self.say(fact.kind.ask, "user", forms), 0.3)
@@ -1546,32 +1545,20 @@ def sample(split: str, index: int, seed: int = 0) -> dict:
 
 def sample_at(split: str, index: int, time_step: int, seed: int = 0, distance: int | None = None) -> dict:
     """A recall question after exactly `time_step` contexts, about a fact told `distance` contexts ago (None: any)."""
+    if not 1 <= (1 if distance is None else distance) <= time_step:
+        raise ValueError(f"with {time_step} contexts, no fact is told {distance or 1} contexts ago")
     rng = random.Random(f"dialog at {time_step} {distance} {split} {seed} {index}")
     return _dialogue(rng, split, time_step, distance or rng.randint(1, min(time_step, REACH)))[0]
 
 
-def dialogues(split: str, count: int, seed: int = 0) -> Iterator[tuple[dict, Dialogue]]:
-    """What `generate` yields, each with its dialogue, which knows the facts."""
-    for number in range(count):
-        rng = random.Random(f"dialog {split} {seed} {number}")
-        steps = rng.choice(TURNS) - 2
-        distance = rng.randint(1, min(steps, REACH)) if rng.random() < RECALL else None
-        yield _dialogue(rng, split, steps, distance)
-
-
 def generate(split: str, count: int, seed: int = 0) -> Iterator[dict]:
-    """Conversations of every length: most end in a recall question, the others in another turn of the Bot."""
-    for sample, _ in dialogues(split, count, seed):
-        yield sample
+    """The first `count` samples of a split."""
+    return (sample(split, index, seed) for index in range(count))
 
 
 def generate_at(split: str, count: int, time_step: int, seed: int = 0, distance: int | None = None) -> Iterator[dict]:
-    """Recall questions after exactly `time_step` contexts, about a fact told `distance` contexts ago (None: any)."""
-    if not 1 <= (distance or 1) <= time_step:
-        raise ValueError(f"no fact can be told {distance or 1} contexts ago when there are {time_step}")
-    for number in range(count):
-        rng = random.Random(f"dialog at {time_step} {distance} {split} {seed} {number}")
-        yield _dialogue(rng, split, time_step, distance or rng.randint(1, min(time_step, REACH)))[0]
+    """The first `count` samples of `sample_at`."""
+    return (sample_at(split, index, time_step, seed, distance) for index in range(count))
 
 
 if __name__ == "__main__":

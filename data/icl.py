@@ -10,6 +10,7 @@ Some train samples name the class of each item, "Word: sparrow (bird). Label: am
 """
 
 import random
+import re
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import combinations
@@ -380,7 +381,8 @@ def _item(rng: random.Random, family: str, name: str, phrase: str) -> str:
     templates = TEMPLATES[family]
     if isinstance(templates, dict):
         templates = templates.get(name) or templates[""]
-    return rng.choice(templates).format(x=phrase, **{key: rng.choice(words) for key, words in FILLERS.items()})
+    text = rng.choice(templates).format(x=phrase, **{key: rng.choice(words) for key, words in FILLERS.items()})
+    return re.sub(r"\ba (?=[aeio]|un|ug)", "an ", text)
 
 
 def sample(split: str, index: int, seed: int = 0) -> dict:

@@ -9,6 +9,7 @@ to the longest row of its batch.
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,8 +24,8 @@ class Layout:
     positions: Tensor  # int64 (N,)
     labels: Tensor  # int64 (N,): the token that each place predicts
     weights: Tensor  # fp32 (N,): how much that counts in the loss; 0 where nothing is predicted
-    columns: Columns  # (N, 7)
-    slots: Columns  # (M, 7)
+    columns: Tensor  # (N, 7), the data of Columns
+    slots: Tensor  # (M, 7), likewise
 
 
 def segments(tokenizer, sample: dict, reads: bool = True) -> tuple[list[list[int]], list[int], list[int]]:
@@ -38,24 +39,23 @@ def segments(tokenizer, sample: dict, reads: bool = True) -> tuple[list[list[int
     return ids[:-1], ids[-1], tokenizer.encode(sample["target"]) + [tokenizer.eos_id]
 
 
-def step_columns(method: Method, n: int, step: int, length: int, start: int, last: bool) -> tuple[Tensor, Columns, Columns]:
-    """Offsets from the position of the step's first token (N,), columns (N, 7) and slots (M, 7) of one time step.
+def step_columns(method: Method, n: int, step: int, length: int, start: int, last: bool) -> tuple[np.ndarray, ...]:
+    """What the layout and the recursion both need of a time step of `length` text tokens, the first of order `start`.
 
-    length: of the step's text. start: order of its first token. The parallel layout and the recursion both use this.
+    Returns positions relative to the step's first token (N,), the data of its columns (N, 7) and of its slots (M, 7).
     """
     comp = n if method.comp and not last else 0
-    text = torch.arange(length)
-    part = text * n // max(length, 1) if method.pools == "text" and not last else torch.full_like(text, -1)
-    parts = [
-        columns(0, TEXT, step, part, start + text, last, (start + text) == 0),
-        columns(0, COMP, step, torch.arange(comp), start + length + torch.arange(comp)),
-    ]
-    offsets = torch.cat([text, length + torch.arange(comp)])
-    filled = part.unique() if method.pools == "text" else torch.arange(n)  # a step of fewer than n tokens fills fewer slots
+    text, places = np.arange(length), np.arange(length + comp)
+    index = places - length  # j of COMP tokens
+    index[:length] = text * n // max(length, 1) if method.pools == "text" and not last else -1
+    kind = np.where(places < length, TEXT, COMP)
+    added = columns(0, kind, step, index, start + places, last, start + places == 0)
     if method.rate is None or last or step < method.delay:
-        filled = filled[:0]
-    slots = columns(0, SLOT, step, filled, start + length + comp)  # ready when the next step begins
-    return offsets, Columns(torch.cat([part.data for part in parts])), slots
+        filled = np.arange(0)
+    else:  # text of fewer than n tokens fills fewer slots
+        filled = np.unique(index[:length]) if method.pools == "text" else np.arange(n)
+    slots = columns(0, SLOT, step, filled, start + length + comp)  # there when the next step begins
+    return places, added, slots
 
 
 def lay_out(
@@ -76,21 +76,22 @@ def lay_out(
         contexts = [sum(contexts, [])] if contexts else []
     steps = [*(contexts if method.reads else []), input + target]
     comp_ids = list(range(vocab_size, vocab_size + n))
-    tokens, positions, parts, slots, position = [], [], [], [], 0
+    tokens, positions, added, slots, position = [], [], [], [], 0
     for step, text in enumerate(steps):
         last = step == len(steps) - 1
-        offsets, part, slot = step_columns(method, n, step, len(text), len(tokens), last)
+        offsets, *data = step_columns(method, n, step, len(text), len(tokens), last)
         tokens += text + (comp_ids if method.comp and not last else [])
         positions.append(position + offsets)
         position += len(text)
-        parts.append(part.data)
-        slots.append(slot.data)
-    tokens, cols = torch.tensor(tokens, dtype=torch.long), Columns(torch.cat(parts))
-    labels = tokens.roll(-1)  # the place before a token predicts it
-    weights = torch.zeros(len(tokens))
-    weights[:-1][cols.text[1:] & (cols.step[1:] == cols.step[:-1])] = text_weight
+        added.append(data[0])
+        slots.append(data[1])
+    data = np.concatenate(added)
+    weights = np.zeros(len(tokens), np.float32)  # the place before a token predicts it
+    weights[:-1][(data[1:, 1] == TEXT) & (data[1:, 2] == data[:-1, 2])] = text_weight
     weights[-len(target) - 1 : -1] = 1.0
-    return Layout(tokens, torch.cat(positions), labels, weights, cols, Columns(torch.cat(slots)))
+    tokens = np.array(tokens, np.int64)
+    arrays = tokens, np.concatenate(positions), np.roll(tokens, -1), weights, data, np.concatenate(slots)
+    return Layout(*map(torch.from_numpy, arrays))
 
 
 @dataclass
@@ -135,24 +136,18 @@ def group(lengths: list[int], budget: int) -> list[list[int]]:
 
 def _pack(row: list[Layout]) -> tuple[Tensor, ...]:
     """One behind the other: tokens, positions, labels, weights, columns and slots, these numbered by sample and place."""
-    shifts, start = [], 0
+    parts, start = [], 0
     for i, layout in enumerate(row):
-        shifts.append(columns(sample=i, kind=0, index=0, order=start).data)
+        shift = torch.from_numpy(columns(sample=i, kind=0, index=0, order=start))
+        parts.append(tuple(vars(layout).values())[:4] + (layout.columns + shift, layout.slots + shift))
         start += len(layout.tokens)
-    return (
-        torch.cat([layout.tokens for layout in row]),
-        torch.cat([layout.positions for layout in row]),
-        torch.cat([layout.labels for layout in row]),
-        torch.cat([layout.weights for layout in row]),
-        torch.cat([layout.columns.data + shift for layout, shift in zip(row, shifts)]),
-        torch.cat([layout.slots.data + shift for layout, shift in zip(row, shifts)]),
-    )
+    return tuple(map(torch.cat, zip(*parts)))
 
 
 def _stack(rows: tuple[Tensor, ...], multiple: int) -> Tensor:
     """Rows of unequal length as one tensor (B, longest, ...); padding is 0, or PAD columns."""
     longest = -(-max(len(row) for row in rows) // multiple) * multiple
-    pad = columns(sample=-1, kind=PAD).data
+    pad = torch.from_numpy(columns(sample=-1, kind=PAD))
     out = torch.zeros(len(rows), longest, *rows[0].shape[1:], dtype=rows[0].dtype)
     out += pad if out.ndim == 3 else 0
     for i, row in enumerate(rows):

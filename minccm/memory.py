@@ -7,8 +7,8 @@ text, ccm-concat n columns a step, ccm-merge n columns in all.
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from minccm.config import LlamaConfig
@@ -29,7 +29,7 @@ class Memory:
     @classmethod
     def empty(cls, config: LlamaConfig, dtype: torch.dtype, device) -> "Memory":
         nothing = torch.empty(config.n_layers, config.n_kv_heads, 0, config.head_dim, dtype=dtype, device=device)
-        return cls(nothing, nothing, columns()[None][:0].to(device))
+        return cls(nothing, nothing, Columns.of(columns()[:0], device))
 
     def __len__(self) -> int:
         """KV pairs held."""
@@ -54,8 +54,8 @@ class Memory:
         memory = self.extended(keys, values, added)
         if len(slots.data):
             memory = memory.merged(method, slots)
-        later = [columns(step=self.step + 1, order=self.tokens + len(added.data), last=last) for last in (0, 1)]
-        kept = visible(method, later[0], memory.columns) | visible(method, later[1], memory.columns)
+        later = columns(step=self.step + 1, order=self.tokens + len(added.data), last=np.arange(2))  # a context; an input
+        kept = visible(method, Columns.of(later, keys.device)[:, None], memory.columns).any(0)
         return Memory(
             memory.keys[:, :, kept],
             memory.values[:, :, kept],

@@ -14,6 +14,7 @@ A new method is one more entry: see docs/extending.md.
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,14 +42,21 @@ class Columns:
     def __getitem__(self, key) -> "Columns":
         return Columns(self.data[key])
 
+    @classmethod
+    def of(cls, data: np.ndarray, device="cpu") -> "Columns":
+        return cls(torch.from_numpy(data).to(device))
+
     def to(self, device) -> "Columns":
         return Columns(self.data.to(device))
 
 
-def columns(sample=0, kind=TEXT, step=0, index=-1, order=0, last=0, first=0) -> Columns:
-    """Columns from integers and 1-d tensors that broadcast."""
-    fields = [torch.as_tensor(field) for field in (sample, kind, step, index, order, last, first)]
-    return Columns(torch.stack(torch.broadcast_tensors(*fields), -1))
+def columns(sample=0, kind=TEXT, step=0, index=-1, order=0, last=0, first=0) -> np.ndarray:
+    """The data of C columns, int64 (C, 7), from integers and arrays (C,); one column from integers alone."""
+    fields = (sample, kind, step, index, order, last, first)
+    data = np.empty((next((len(field) for field in fields if isinstance(field, np.ndarray)), 1), 7), np.int64)
+    for i, field in enumerate(fields):
+        data[:, i] = field
+    return data
 
 
 @dataclass(frozen=True)

@@ -91,13 +91,18 @@ class Session:
             ids = [token]
 
     def _forward(self, memory: Memory, ids: list[int], last: bool):
-        """The model on one step, or the next piece of the last: logits, keys, values, columns and slots."""
+        """The model on one step, or the next piece of the last: logits, keys, values, columns and slots.
+
+        Raises ValueError for a text longer than the model's positions.
+        """
         config = self.model.config
+        if len(ids) > config.max_positions:
+            raise ValueError(f"a text of {len(ids)} tokens is longer than the model's {config.max_positions} positions: split it")
         offsets, added, slots = step_columns(self.method, self.n, memory.step, len(ids), memory.tokens, last)
         comp_ids = list(range(config.vocab_size, config.vocab_size + len(offsets) - len(ids)))
         tokens = torch.tensor([ids + comp_ids], dtype=torch.long, device=self.device)
-        added, slots = Columns(added.data.to(self.device)), Columns(slots.data.to(self.device))
-        positions = (memory.position + offsets).to(self.device)[None]
+        added, slots = Columns.of(added, self.device), Columns.of(slots, self.device)
+        positions = torch.from_numpy(memory.position + offsets).to(self.device)[None]
         comp = added.comp.nonzero()[:, 0]
         gate = None if not self.adapted else comp if self.method.conditional else ALL
         logits = self.model(tokens, positions, view := Recursive(self.method, memory, added), comp, gate)[0]  # (N, vocab_size)

@@ -8,8 +8,8 @@ from minccm.methods import METHODS, Columns, Method, merge_weights, visible
 
 def grid(method: Method, layout: Layout) -> torch.Tensor:
     """bool (N, N + M): what the N tokens of a sample see of its N tokens and M slots."""
-    keys = Columns(torch.cat([layout.columns.data, layout.slots.data]))
-    return visible(method, layout.columns[:, None], keys[None])
+    keys = Columns(torch.cat([layout.columns, layout.slots]))
+    return visible(method, Columns(layout.columns)[:, None], keys[None])
 
 
 def draw_mask(axis, method: Method, n: int = 2, contexts=(4, 3, 4), input: int = 3, target: int = 2) -> None:
@@ -18,16 +18,16 @@ def draw_mask(axis, method: Method, n: int = 2, contexts=(4, 3, 4), input: int =
 
     layout = lay_out(method, n, 100, [[5] * length for length in contexts], [5] * input, [5] * target)
     seen = grid(method, layout)
-    kinds = torch.cat([layout.columns.kind, layout.slots.kind])
+    kinds = torch.cat([layout.columns, layout.slots])[:, 1]
     image = torch.where(seen, kinds[None] + 2, 1)
     ahead = torch.arange(len(kinds))[None] > torch.arange(len(seen))[:, None]
     image[ahead & ~seen & (kinds < 2)[None]] = 0
     axis.imshow(image.numpy(), cmap=ListedColormap(["#ffffff", "#f0f0f0", "#4c72b0", "#dd8452", "#55a868"]), vmin=0, vmax=4)
-    steps = layout.columns.step
+    steps = layout.columns[:, 2]
     for edge in (steps[1:] != steps[:-1]).nonzero()[:, 0].tolist():
         axis.axhline(edge + 0.5, color="white", linewidth=1.5)
         axis.axvline(edge + 0.5, color="white", linewidth=1.5)
-    if len(layout.slots.data):
+    if len(layout.slots):
         axis.axvline(len(steps) - 0.5, color="black", linewidth=0.8)
     axis.set_title(method.name, fontsize=9)
     axis.set_xticks([])

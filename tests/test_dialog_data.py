@@ -17,7 +17,7 @@ few = settings(max_examples=25, deadline=None)
 @pytest.fixture(scope="module")
 def made():
     """For each split, dialogues of `generate` with the facts in them."""
-    return {split: list(dialog.dialogues(split, 1500)) for split in SPLITS}
+    return {split: [dialog.dialogue_of(split, index) for index in range(1500)] for split in SPLITS}
 
 
 def triple(fact):
@@ -47,6 +47,7 @@ def test_same_seed_same_samples(split, seed, count):
     """A sample depends on the split, the seed and its number alone: a short run is the beginning of a longer one."""
     longer = list(dialog.generate(split, count + 3, seed))
     assert list(dialog.generate(split, count, seed)) == longer[:count]
+    assert dialog.sample(split, count, seed) == longer[count]
     assert list(dialog.generate(split, 3, seed + 1)) != longer[:3]
 
 
@@ -89,7 +90,7 @@ def test_every_time_step_and_distance():
             assert (len(sample["contexts"]), sample["distance"]) == (step, distance)
             check(sample)
             sound(sample)
-    for step, distance in ((0, None), (2, 3), (4, -1)):
+    for step, distance in ((0, None), (2, 3), (4, 0), (4, -1)):
         with pytest.raises(ValueError):
             next(dialog.generate_at("train", 1, step, distance=distance))
 
@@ -179,7 +180,8 @@ def test_dialogues_vary(made):
 def test_guessing_fails():
     """Who answers with the value that goes most often with a question, without the contexts, is right in few cases."""
     seen, right, count = defaultdict(Counter), 0, 0
-    for number, (sample, talk) in enumerate(dialog.dialogues("train", 9000, seed=3)):
+    for number in range(9000):
+        sample, talk = dialog.dialogue_of("train", number, seed=3)
         if "answer" not in sample:
             continue
         keys = (talk.asked.subject.key, talk.asked.kind.name), talk.asked.kind.name

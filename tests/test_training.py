@@ -1,0 +1,91 @@
+"""Training: it learns, it survives a kill at any moment, and a resumed run is the same run."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from minccm.checkpoint import load_adapter, load_model, save_adapter, save_model
+from minccm.config import LlamaConfig
+from minccm.methods import get_method
+from minccm.model import Transformer
+from tests.conftest import ROOT
+
+
+@pytest.fixture(scope="session")
+def micro(tiny, tmp_path_factory):
+    """A model too small to be clever, with the shipped tokenizer, in the official layout."""
+    folder = tmp_path_factory.mktemp("micro")
+    (folder / "tokenizer.model").write_bytes((tiny / "tokenizer.model").read_bytes())
+    vocab_size = json.loads((tiny / "config.json").read_text())["vocab_size"]
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size, dim=32, ffn_dim=48, n_layers=2, n_heads=2, n_kv_heads=2, head_dim=16)
+    save_model(folder, Transformer(config), torch.float32)
+    return folder
+
+
+def train(model, out, *more, wait=True):
+    command = [sys.executable, "train.py", "--model", model, "--out", out, "--steps", "8", "--batch", "4", "--save-every", "2"]
+    command += ["--data", "persona", "--eval-samples", "0", "--dropout", "0.1", "--device", "cpu", *more]
+    process = subprocess.Popen(list(map(str, command)), cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    if wait:
+        out, err = process.communicate()
+        assert process.returncode == 0, err
+    return process
+
+
+def losses(folder):
+    return [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_resumed_run_is_the_same_run(micro, tmp_path):
+    """Killed in the middle and resumed: the same losses and the same adapter as without the kill, bit for bit."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    train(micro, whole)
+    process = train(micro, killed, wait=False)
+    while not (killed / "state.pt").is_file() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (killed / "adapter.safetensors").exists()  # it really was in the middle
+    train(micro, killed, "--resume")
+    assert losses(killed) == losses(whole) and len(losses(whole)) == 8
+    one, other = load_file(whole / "adapter.safetensors"), load_file(killed / "adapter.safetensors")
+    assert all(torch.equal(one[name], other[name]) for name in one) and one.keys() == other.keys()
+    settings = json.loads((whole / "adapter.json").read_text())
+    assert (settings["method"], settings["n"]) == ("ccm-concat", 2)
+
+
+def test_split_into_rows_does_not_matter(micro, tmp_path):
+    """A step's loss is the same in one forward pass of many rows or in one pass a sample."""
+    train(micro, tmp_path / "one", "--dropout", "0")
+    train(micro, tmp_path / "many", "--dropout", "0", "--row-tokens", "1")
+    assert losses(tmp_path / "one") == pytest.approx(losses(tmp_path / "many"), abs=1e-4)
+
+
+def test_step_two_starts_from_step_one(micro, tmp_path):
+    """A step-1 adapter is merged into the base, goes along with the step-2 adapter, and load_adapter finds it there."""
+    train(micro, tmp_path / "step1", "--method", "full", "--lr", "1e-2")
+    train(micro, tmp_path / "step2", "--method", "ccm-merge", "--init", tmp_path / "step1")
+    bare, adapted = load_model(micro), load_model(micro)
+    assert load_adapter(adapted, tmp_path / "step2")[0].name == "ccm-merge"
+    assert not torch.equal(bare.layers[0].self_attn.q_proj.weight, adapted.layers[0].self_attn.q_proj.weight)
+
+
+def test_adapters_and_models_survive_a_round_trip(micro, tmp_path):
+    """Load, save, load: the same bytes, for a model and for an adapter."""
+    model = load_model(micro)
+    save_model(tmp_path / "again", model, torch.float32)
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (micro / "model.safetensors").read_bytes()
+    model.add_adapter(n=3, r=4)
+    save_adapter(tmp_path / "a", model, get_method("ccm-merge", sink=True), 3)
+    fresh = load_model(micro)
+    method, n = load_adapter(fresh, tmp_path / "a")
+    save_adapter(tmp_path / "b", fresh, method, n)
+    for name in ("adapter.json", "adapter.safetensors"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
