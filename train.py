@@ -11,6 +11,8 @@ gradients for nothing but the conditional LoRA and the COMP embeddings (paper, a
 
 import json
 import math
+import os
+import random
 import shutil
 import time
 from pathlib import Path
@@ -31,7 +33,7 @@ from minccm.methods import METHODS, Method, get_method
 from minccm.model import Transformer
 from minccm.tokenizer import Tokenizer, train_tokenizer
 
-SETTINGS = ("data", "method", "n", "sink", "r", "alpha", "dropout", "lr", "batch", "steps", "warmup", "text_weight", "seed")
+SETTINGS = ("data", "method", "n", "sink", "r", "alpha", "dropout", "lr", "batch", "steps", "warmup", "text_weight", "grow", "seed")
 
 
 def arguments():
@@ -44,6 +46,7 @@ def arguments():
     add("--batch", type=int, default=32, help="samples a step")
     add("--lr", type=float, default=3e-3, help="peak learning rate; cosine to a tenth")
     add("--warmup", type=float, default=0.03, help="share of the steps in which the learning rate rises")
+    add("--grow", type=float, default=0.5, help="share of the steps over which samples grow from short to whole; 0: at once")
     add("--n", type=int, default=None, help="COMP tokens a step; by default 2, or 8 for merging methods")
     add("--sink", action="store_true", help="keep BOS visible to everything")
     add("--r", type=int, default=16, help="rank of LoRA")
@@ -82,8 +85,10 @@ class Steps(Dataset):
 
     def __getitem__(self, step: int) -> list[Batch]:
         layouts = []
+        grown = min(1.0, (step + 1) / max(1, self.options.grow * self.options.steps))
         for index in range(step * self.options.batch, (step + 1) * self.options.batch):
-            contexts, input, target = segments(self.tokenizer, self.source(index), self.method.reads)
+            sample = shorten(self.source(index), grown, index)
+            contexts, input, target = segments(self.tokenizer, sample, self.method.reads)
             weight = self.options.text_weight
             layout = lay_out(self.method, self.n, self.config.vocab_size, contexts, input, target, weight)
             if (longest := int(layout.positions.max()) + 1) > self.config.max_positions:
@@ -91,6 +96,16 @@ class Steps(Dataset):
             layouts.append(layout)
         groups = group([len(layout.tokens) for layout in layouts], self.options.row_tokens)
         return [collate([[layouts[i]] for i in indices]) for indices in groups]
+
+
+def shorten(sample: dict, share: float, index: int) -> dict:
+    """The sample with about this share of its contexts, and in any case the one that tells the answer.
+
+    Short samples first: what is close is learned many times faster than what is far, and carries over.
+    """
+    rng, told = random.Random(index), len(sample["contexts"]) - sample.get("distance", 0)
+    kept = [text for i, text in enumerate(sample["contexts"]) if i == told or rng.random() < share]
+    return sample | {"contexts": kept or sample["contexts"][-1:]}
 
 
 def new_base(options, device) -> tuple[Transformer, Tokenizer]:
@@ -152,12 +167,13 @@ def main():
     first = resume(out, options, trained, optimizer) if options.resume else 0
     log = open(out / "log.jsonl", "a" if first else "w", buffering=1)
     steps = Steps(source, tokenizer, model.config, method, options.n, options)
-    workers = 0 if device.type == "cpu" else 12
+    workers = 0 if device.type == "cpu" else max(1, min(16, os.cpu_count()) - 2)
     # the loader must not draw from the generator that dropout draws from, or a resumed run would differ
     loader = DataLoader(steps, batch_size=None, sampler=range(first, options.steps), num_workers=workers, generator=torch.Generator())
     bar = tqdm(loader, total=options.steps, initial=first, unit="step", dynamic_ncols=True)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=options.pretrain and device.type == "cuda")
 
+    started = time.perf_counter()
     for step, batches in enumerate(bar, first):
         began = time.perf_counter()
         for group_ in optimizer.param_groups:
@@ -181,7 +197,7 @@ def main():
             raise ValueError(f"the loss is {total} at step {step + 1}: try a smaller --lr")
         speed = sum(batch.tokens.numel() for batch in batches) / (time.perf_counter() - began)
         lr = optimizer.param_groups[0]["lr"]
-        log.write(json.dumps({"step": step + 1, "loss": total, "lr": lr, "norm": float(norm), "tokens_per_s": speed}) + "\n")
+        log.write(json.dumps({"step": step + 1, "loss": total, "lr": lr, "norm": float(norm), "tokens_per_s": speed, "s": time.perf_counter() - started}) + "\n")
         bar.set_postfix_str(f"loss {total:.3f}, {speed:,.0f} tokens/s")
         if (step + 1) % options.save_every == 0 or step + 1 == options.steps:
             save(out, options, trained, optimizer, step + 1)

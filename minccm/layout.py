@@ -106,9 +106,11 @@ class Batch:
     slots: Columns  # (B, M, 7)
     comp: Tensor  # int64 (C,): rows of the flattened tokens that are COMP tokens
     sources: Tensor  # int64 (B, S): places of the tokens that slots are made of
+    packed: bool  # does any row hold more than one sample?
 
     def to(self, device) -> "Batch":
-        return Batch(**{name: value.to(device) for name, value in vars(self).items()})
+        moved = {name: value.to(device) for name, value in vars(self).items() if name != "packed"}
+        return Batch(**moved, packed=self.packed)
 
 
 def collate(rows: list[list[Layout]], multiple: int = 1) -> Batch:
@@ -120,7 +122,7 @@ def collate(rows: list[list[Layout]], multiple: int = 1) -> Batch:
     for row, pool in zip(sources, pools):
         row[: len(pool)] = pool[:longest]
     comp = (data[..., 1] == COMP).flatten().nonzero()[:, 0]
-    return Batch(tokens, positions, labels, weights, Columns(data), Columns(slots), comp, sources)
+    return Batch(tokens, positions, labels, weights, Columns(data), Columns(slots), comp, sources, any(row[1:] for row in rows))
 
 
 def group(lengths: list[int], budget: int) -> list[list[int]]:

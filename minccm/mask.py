@@ -87,7 +87,10 @@ def predict(model, method: Method, batch: Batch, flex: bool = False, adapted: bo
     """
     rows = batch.weights.flatten().nonzero()[:, 0]
     gate = None if not adapted else batch.comp if method.conditional else ALL
-    view = Parallel(method, batch, model.embed_tokens.weight.dtype, flex)
+    if method.name == "full" and not batch.packed:
+        view = None  # plain causal attention, which needs no mask: padding stands behind the text
+    else:
+        view = Parallel(method, batch, model.embed_tokens.weight.dtype, flex)
     return model(batch.tokens, batch.positions, view, batch.comp, gate, rows), rows
 
 
