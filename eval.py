@@ -223,7 +223,7 @@ def main():
     add("--data", default="dialog", help=f"{', '.join(data.GENERATED)} or a JSON-lines file; several with commas between")
     add("--time-steps", type=int, nargs="+", default=None, help="numbers of contexts")
     add("--samples", type=int, default=200, help="test samples a time step")
-    add("--row-tokens", type=int, default=8192, help="tokens of one forward pass")
+    add("--row-tokens", type=int, default=4096, help="tokens of one forward pass")
     add("--json", type=Path, default=None, help="write the table there, as a list of rows")
     add("--picture", type=Path, default=None, help="draw the table there")
     add("--masks", type=Path, default=None, help="draw the masks of all methods there, and do nothing else")

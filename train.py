@@ -53,7 +53,7 @@ def arguments():
     add("--alpha", type=float, default=32, help="scale of LoRA: alpha / r")
     add("--dropout", type=float, default=0.0, help="of LoRA's input")
     add("--text-weight", type=float, default=None, help="loss weight of text before the target; by default 0, --pretrain 0.1")
-    add("--row-tokens", type=int, default=None, help="tokens of one forward pass; by default 8192, on a GPU 65536")
+    add("--row-tokens", type=int, default=None, help="tokens of one forward pass; by default 2048, on a GPU 65536")
     add("--init", default=None, help="a step-1 adapter (method full) to start from")
     add("--resume", action="store_true", help="go on from the checkpoint in the output folder")
     add("--save-every", type=int, default=100, help="steps between checkpoints")
@@ -136,7 +136,7 @@ def new_base(options, device) -> tuple[Transformer, Tokenizer]:
 def main():
     options = arguments()
     device, dtype = cli.device_and_dtype(options)
-    options.row_tokens = options.row_tokens or (8192 if device.type == "cpu" else 65536)
+    options.row_tokens = options.row_tokens or (2048 if device.type == "cpu" else 65536)
     method = get_method(options.method, options.sink)
     if options.n is None:
         options.n = 8 if method.rate and method.comp else 2

@@ -1,0 +1,91 @@
+"""Masks: each method's rule in words, checked pair by pair; and the block mask is the dense one."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn.attention.flex_attention import create_mask
+
+from minccm.layout import collate, lay_out
+from minccm.mask import block_mask, dense_mask, predict
+from minccm.methods import COMP, METHODS, SLOT, TEXT, Columns, get_method, merge_weights
+
+# who sees whom across steps, in words: (query's step, key's kind, key's step, number of the last step) -> bool
+RULES = {
+    "none": lambda q, kind, k, last: False,
+    "full": lambda q, kind, k, last: kind == TEXT,
+    "gist": lambda q, kind, k, last: kind == COMP,
+    "ccm-concat": lambda q, kind, k, last: kind == COMP,
+    "ccm-concat-independent": lambda q, kind, k, last: kind == COMP and q == last,
+    "ccm-merge": lambda q, kind, k, last: kind == SLOT and k == q - 1,
+    "ccm-merge-ema": lambda q, kind, k, last: kind == SLOT and k == q - 1,
+    "ccm-merge-independent": lambda q, kind, k, last: kind == SLOT and k == q - 1 and q == last,
+    "compressive": lambda q, kind, k, last: kind == SLOT,
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("sink", [False, True])
+def test_rules(name, sink):
+    """Text sees its own step up to itself, the sink where there is one, and beyond that what the method's rule says."""
+    method = get_method(name, sink)
+    layout = lay_out(method, 2, 100, [[1, 7, 8], [9], [4, 5, 6]], [3, 3], [4, 2])
+    queries, keys = Columns(layout.columns), Columns(torch.cat([layout.columns, layout.slots]))
+    got = dense_mask(method, Columns(queries.data[None]), Columns(keys.data[None]))[0]
+    last = int(queries.step.max())
+    for q in range(len(layout.columns)):
+        for k in range(len(keys.data)):
+            kind, step = int(keys.kind[k]), int(keys.step[k])
+            own = kind != SLOT and step == int(queries.step[q]) and k <= q
+            earlier = step < int(queries.step[q])
+            rule = earlier and RULES[name](int(queries.step[q]), kind, step, last)
+            assert bool(got[q, k]) == (own or rule or (sink and k == 0)), (name, q, k)
+
+
+sizes = st.lists(st.lists(st.integers(1, 9), min_size=2, max_size=6), min_size=1, max_size=4)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.builds(get_method, st.sampled_from(sorted(METHODS)), st.booleans()), st.integers(1, 4), sizes, st.booleans())
+def test_block_mask_is_the_dense_mask(method, n, lengths, packed):
+    """Every pair gets the same answer from FlexAttention's mask as from the dense one."""
+    layouts = [lay_out(method, n, 100, [[5] * length for length in row[:-1]], [5] * row[-1], [6, 2]) for row in lengths]
+    batch = collate([layouts] if packed else [[layout] for layout in layouts])
+    keys = Columns(torch.cat([batch.columns.data, batch.slots.data], 1))
+    dense = dense_mask(method, batch.columns, keys)
+    block = block_mask(method, batch.columns, keys)
+    shape = (len(dense), None, *dense.shape[1:])
+    assert torch.equal(create_mask(block.mask_mod, *shape, device="cpu")[:, 0], dense)
+    blocks = block.to_dense()[:, 0].bool().repeat_interleave(128, 1).repeat_interleave(128, 2)
+    assert blocks[:, : dense.shape[1], : dense.shape[2]].logical_or(~dense).all()  # no seen block is skipped
+
+
+def test_weights_of_merging():
+    """The running mean weighs t steps by 1/t each; the moving average by halves; a delay leaves the newest out."""
+    mean = merge_weights(get_method("ccm-merge"), 5)
+    torch.testing.assert_close(mean, torch.ones(5, 5).tril().double() / torch.arange(1, 6)[:, None])
+    ema = merge_weights(get_method("ccm-merge-ema"), 4)
+    torch.testing.assert_close(ema[3], torch.tensor([0.125, 0.125, 0.25, 0.5], dtype=torch.float64))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="FlexAttention trains on a GPU only")
+@pytest.mark.parametrize("name", METHODS)
+def test_flex_attention_on_a_gpu(name):
+    """On a GPU, a packed row under FlexAttention gives the logits and gradients of the dense mask, within 1e-3."""
+    from minccm.config import LlamaConfig
+    from minccm.model import Transformer
+
+    torch.manual_seed(0)
+    method, n = get_method(name), 2
+    model = Transformer(LlamaConfig(100, dim=64, ffn_dim=96, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=16))
+    model.add_adapter(n, r=4, dropout=0.0)
+    model = model.cuda()
+    layouts = [lay_out(method, n, 100, [[5 + i] * 9] * (i + 2), [7] * 5, [8, 9, 2]) for i in range(6)]
+    batch, results = collate([layouts]).to("cuda"), []
+    for flex in (False, True):
+        model.zero_grad()
+        logits, _ = predict(model, method, batch, flex=flex)
+        logits.float().square().mean().backward()
+        results.append([logits] + [p.grad for p in model.adapter_state().values() if p.grad is not None])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-2)

@@ -1,0 +1,60 @@
+"""Online: memory has the size it claims, generation continues it, and drawing tokens is what it says."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minccm.methods import get_method
+from minccm.online import Session, sample
+from tests.conftest import random_model
+
+CONTEXTS = [[1, 5, 6, 7], [8, 9], [], [10, 11, 12]]
+
+
+@pytest.mark.parametrize(
+    "name, sink, pairs",
+    [
+        ("none", False, [0, 0, 0, 0]),
+        ("full", False, [4, 6, 6, 9]),
+        ("ccm-concat", False, [2, 4, 6, 8]),
+        ("ccm-concat", True, [3, 5, 7, 9]),
+        ("ccm-merge", False, [2, 2, 2, 2]),
+        ("ccm-merge", True, [3, 3, 3, 3]),
+        ("ccm-merge-ema", False, [2, 2, 2, 2]),
+        ("compressive", False, [2, 4, 4, 6]),
+    ],
+)
+def test_size_of_memory(name, sink, pairs):
+    """Concat holds n pairs a step, merge n in all, full context every token; BOS beside them where there is a sink."""
+    session, held = Session(random_model(2), get_method(name, sink), 2), []
+    for context in CONTEXTS:
+        session.read(context)
+        held.append(len(session.memory))
+    assert held == pairs
+    layers, heads, head_dim, double, key_and_value = 2, 2, 4, 8, 2
+    assert session.memory.nbytes == pairs[-1] * layers * heads * head_dim * double * key_and_value
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(st.sampled_from(["full", "ccm-concat", "ccm-merge", "gist"]), st.lists(st.integers(3, 39), min_size=1, max_size=8))
+def test_generation_is_the_likeliest_continuation(name, ids):
+    """Token by token over the growing cache equals argmax over the whole text anew each time; the memory stays as it is."""
+    session = Session(random_model(2), get_method(name), 2)
+    session.read([1, 5, 6, 7])
+    before = session.memory.keys.clone()
+    text = list(ids)
+    for token in session.generate(ids, max_tokens=6, stop=False):
+        assert token == int(session.logits(text)[-1].argmax())
+        text.append(token)
+    assert len(text) == len(ids) + 6 and torch.equal(session.memory.keys, before)
+
+
+def test_drawing_tokens():
+    """Temperature 0 takes the likeliest; top-p draws from no more tokens than it takes to reach p; a seed repeats itself."""
+    logits = torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05]))
+    assert sample(logits, 0.0, 1.0) == 0
+    draws = lambda top_p: [sample(logits, 1.0, top_p, torch.Generator().manual_seed(seed)) for seed in range(300)]
+    assert set(draws(0.4)) == {0} and set(draws(0.7)) == {0, 1} and set(draws(1.0)) == {0, 1, 2, 3}
+    assert draws(1.0) == draws(1.0)
+    assert 110 < draws(1.0).count(0) < 190
