@@ -55,6 +55,7 @@ def arguments():
     add("--text-weight", type=float, default=None, help="loss weight of text before the target; by default 0, --pretrain 0.1")
     add("--row-tokens", type=int, default=None, help="tokens of one forward pass; by default 2048, on a GPU 65536")
     add("--init", default=None, help="a step-1 adapter (method full) to start from")
+    add("--compile", action="store_true", help="compile the blocks with torch.compile: slower to start, then faster")
     add("--resume", action="store_true", help="go on from the checkpoint in the output folder")
     add("--save-every", type=int, default=100, help="steps between checkpoints")
     add("--eval-samples", type=int, default=100, help="test samples a time step in the final table; 0 for no table")
@@ -89,8 +90,11 @@ class Steps(Dataset):
         for index in range(step * self.options.batch, (step + 1) * self.options.batch):
             sample = shorten(self.source(index), grown, index)
             contexts, input, target = segments(self.tokenizer, sample, self.method.reads)
-            weight = self.options.text_weight
-            layout = lay_out(self.method, self.n, self.config.vocab_size, contexts, input, target, weight)
+            answers = [self.tokenizer.encode(option) for option in sample.get("options", [])]
+            # a demonstration ends in an answer, too
+            answered = [max((len(a) for a in answers if ids[-len(a) :] == a), default=0) for ids in contexts]
+            vocab_size, weight = self.config.vocab_size, self.options.text_weight
+            layout = lay_out(self.method, self.n, vocab_size, contexts, input, target, weight, answered)
             if (longest := int(layout.positions.max()) + 1) > self.config.max_positions:
                 raise ValueError(f"a sample of {longest} tokens is longer than the model's {self.config.max_positions} positions")
             layouts.append(layout)
@@ -161,6 +165,11 @@ def main():
         model.add_adapter(options.n, options.r, options.alpha, options.dropout)
         trained = model.adapter_state()
     model.train()
+    if options.compile:
+        for block in model.layers:
+            block.compile(dynamic=True)
+    if device.type == "cuda":
+        torch.set_num_threads(1)  # the cores are for those who make the samples
     decay = 0.1 if options.pretrain else 0.0
     optimizer = torch.optim.AdamW(trained.values(), lr=options.lr, betas=(0.9, 0.95), weight_decay=decay)
 

@@ -21,7 +21,7 @@ from data import main
 CONTEXTS = 16
 COVER = 0.65  # how often the first contexts are sure to show every class once (a shuffle may do so by chance, too)
 INVENTED = 0.2  # how often labels are invented words
-NAMED = 0.15  # how often a train sample names the class next to each item: there, answering is matching and copying
+NAMED = 0.25  # how often a train sample names the class next to each item: there, answering is matching and copying
 SIZES = {2: 0.25, 3: 0.35, 4: 0.4}  # how often a task has that many classes
 
 LABELS = """

@@ -39,23 +39,37 @@ def segments(tokenizer, sample: dict, reads: bool = True) -> tuple[list[list[int
     return ids[:-1], ids[-1], tokenizer.encode(sample["target"]) + [tokenizer.eos_id]
 
 
-def step_columns(method: Method, n: int, step: int, length: int, start: int, last: bool) -> tuple[np.ndarray, ...]:
-    """What the layout and the recursion both need of a time step of `length` text tokens, the first of order `start`.
+def step_columns(
+    method: Method, n: int, lengths: list[int], step: int = 0, start: int = 0, answers: bool = True
+) -> tuple[np.ndarray, ...]:
+    """The columns of consecutive time steps, of which the parallel layout has all and the recursion one at a time.
 
-    Returns positions relative to the step's first token (N,), the data of its columns (N, 7) and of its slots (M, 7).
+    lengths: text tokens of each step. step, start: number of the first step, and order of its first token. answers: the
+    last of these steps is input and output, which nothing is compressed of. Returns, over the N tokens of all steps:
+    positions relative to the first token (N,), the data of the tokens' columns (N, 7) and of the M slots (M, 7).
     """
-    comp = n if method.comp and not last else 0
-    text, places = np.arange(length), np.arange(length + comp)
-    index = places - length  # j of COMP tokens
-    index[:length] = text * n // max(length, 1) if method.pools == "text" and not last else -1
-    kind = np.where(places < length, TEXT, COMP)
-    added = columns(0, kind, step, index, start + places, last, start + places == 0)
-    if method.rate is None or last or step < method.delay:
-        filled = np.arange(0)
-    else:  # text of fewer than n tokens fills fewer slots
-        filled = np.unique(index[:length]) if method.pools == "text" else np.arange(n)
-    slots = columns(0, SLOT, step, filled, start + length + comp)  # there when the next step begins
-    return places, added, slots
+    lengths = np.array(lengths, np.int64)
+    compressed = np.arange(len(lengths)) < len(lengths) - answers
+    totals = lengths + (n * compressed if method.comp else 0)  # text and COMP tokens of each step
+    ends, text_ends = totals.cumsum(), lengths.cumsum()
+    of = np.repeat(np.arange(len(lengths)), totals)  # the step of each token
+    order = np.arange(len(of))
+    place = order - (ends - totals)[of]  # within its step; COMP tokens stand behind the text
+    is_comp = place >= lengths[of]
+    index = np.where(is_comp, place - lengths[of], -1)
+    if method.pools == "text":  # n equal parts of each step's text
+        index = np.where(compressed[of], place * n // np.maximum(lengths, 1)[of], -1)
+    kind, last = np.where(is_comp, COMP, TEXT), ~compressed[of]
+    tokens = columns(0, kind, step + of, index, start + order, last, start + order == 0)
+    slots = columns()[:0]
+    if method.rate is not None:
+        if method.pools == "text":  # a step of fewer than n tokens fills fewer slots
+            parts = np.unique(np.stack([of[index >= 0], index[index >= 0]]), axis=1)
+        else:
+            parts = np.stack([np.repeat(np.arange(len(lengths)), n), np.tile(np.arange(n), len(lengths))])
+        of_slot, part = parts[:, compressed[parts[0]] & (step + parts[0] >= method.delay)]
+        slots = columns(0, SLOT, step + of_slot, part, start + ends[of_slot])  # there when the next step begins
+    return (text_ends - lengths)[of] + place, tokens, slots
 
 
 def lay_out(
@@ -66,31 +80,31 @@ def lay_out(
     input: list[int],
     target: list[int],
     text_weight: float = 0.0,
+    answered: list[int] | None = None,
 ) -> Layout:
     """The sequence of one sample, segments given as token ids. COMP token j has the id vocab_size + j.
 
     The loss is on the target's tokens, each of weight 1. With a text_weight above 0 the other text counts too, each
-    token predicted from those before it in its own step: this is how a base model is trained.
+    token predicted from those before it in its own step: this is how a base model is trained. `answered` tells how many
+    tokens at the end of each context are then an answer of weight 1 themselves.
     """
     if method.comp == "end":  # one block of COMP tokens: all contexts are one step
         contexts = [sum(contexts, [])] if contexts else []
     steps = [*(contexts if method.reads else []), input + target]
-    comp_ids = list(range(vocab_size, vocab_size + n))
-    tokens, positions, added, slots, position = [], [], [], [], 0
-    for step, text in enumerate(steps):
-        last = step == len(steps) - 1
-        offsets, *data = step_columns(method, n, step, len(text), len(tokens), last)
-        tokens += text + (comp_ids if method.comp and not last else [])
-        positions.append(position + offsets)
-        position += len(text)
-        added.append(data[0])
-        slots.append(data[1])
-    data = np.concatenate(added)
-    weights = np.zeros(len(tokens), np.float32)  # the place before a token predicts it
-    weights[:-1][(data[1:, 1] == TEXT) & (data[1:, 2] == data[:-1, 2])] = text_weight
+    positions, data, slots = step_columns(method, n, [len(text) for text in steps])
+    tokens = np.empty(len(data), np.int64)
+    tokens[data[:, 1] == TEXT] = [token for text in steps for token in text]
+    comp = data[:, 1] == COMP
+    tokens[comp] = vocab_size + data[comp, 3]
+    weights = np.zeros(len(tokens), np.float32)  # of the prediction of the next token
+    if text_weight:
+        weights[:-1][(data[1:, 1] == TEXT) & (data[1:, 2] == data[:-1, 2])] = text_weight
+        for step, count in enumerate(answered or []):
+            if count:
+                end = np.flatnonzero((data[:, 2] == step) & (data[:, 1] == TEXT))[-1]
+                weights[end - count : end] = 1.0
     weights[-len(target) - 1 : -1] = 1.0
-    tokens = np.array(tokens, np.int64)
-    arrays = tokens, np.concatenate(positions), np.roll(tokens, -1), weights, data, np.concatenate(slots)
+    arrays = tokens, positions, np.roll(tokens, -1), weights, data, slots
     return Layout(*map(torch.from_numpy, arrays))
 
 

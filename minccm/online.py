@@ -98,7 +98,7 @@ class Session:
         config = self.model.config
         if len(ids) > config.max_positions:
             raise ValueError(f"a text of {len(ids)} tokens is longer than the model's {config.max_positions} positions: split it")
-        offsets, added, slots = step_columns(self.method, self.n, memory.step, len(ids), memory.tokens, last)
+        offsets, added, slots = step_columns(self.method, self.n, [len(ids)], memory.step, memory.tokens, last)
         comp_ids = list(range(config.vocab_size, config.vocab_size + len(offsets) - len(ids)))
         tokens = torch.tensor([ids + comp_ids], dtype=torch.long, device=self.device)
         added, slots = Columns.of(added, self.device), Columns.of(slots, self.device)
