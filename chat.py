@@ -1,8 +1,8 @@
-"""Talk to a model whose memory of the conversation is compressed: each turn is read once, kept as a few slots, and forgotten.
+"""Talk to a model whose memory is compressed: each turn is read once, kept as a few slots, and forgotten.
 
-    python chat.py                                    # the model that ships, with ccm-concat
-    python chat.py --model DIR --adapter DIR          # any other
-    echo "My name is Ada." | python chat.py           # lines in, replies out
+python chat.py                                    # the model that ships, with ccm-concat
+python chat.py --model DIR --adapter DIR          # any other
+echo "My name is Ada." | python chat.py           # lines in, replies out
 """
 
 import sys
@@ -57,8 +57,9 @@ class Conversation:
         memory = self.session.memory
         per_pair = memory.nbytes / max(len(memory), 1)
         return (
-            f"{self.text_tokens} tokens in {memory.step} turns -> {len(memory)} memory slots, {memory.nbytes / 1024:.0f} KiB "
-            f"(full context: {self.text_tokens} KV pairs, {self.text_tokens * per_pair / 1024:.0f} KiB)"
+            f"{self.text_tokens} tokens in {memory.step} turns -> {len(memory)} memory slots, "
+            f"{memory.nbytes / 1024:.0f} KiB (full context: {self.text_tokens} KV pairs, "
+            f"{self.text_tokens * per_pair / 1024:.0f} KiB)"
         )
 
 
@@ -88,7 +89,9 @@ def main():
     options = parser.parse_args()
     conversation = open_conversation(options)
     generator = torch.Generator(conversation.session.device).manual_seed(options.seed)
-    sampling = dict(temperature=options.temperature, top_p=options.top_p, max_tokens=options.max_tokens, generator=generator)
+    sampling = dict(
+        temperature=options.temperature, top_p=options.top_p, max_tokens=options.max_tokens, generator=generator
+    )
     talking = sys.stdin.isatty()
     console = Console(highlight=False)
     if talking:

@@ -61,7 +61,9 @@ def evaluate(
             measured = measure(model, tokenizer, run, samples, budget)
             rows.append({"data": name, "method": run.label, "n": run.n, "time_step": time_step} | measured)
     if not rows:
-        raise ValueError(f"{name} has no test samples with {', '.join(map(str, time_steps))} contexts: see --time-steps")
+        raise ValueError(
+            f"{name} has no test samples with {', '.join(map(str, time_steps))} contexts: see --time-steps"
+        )
     return rows
 
 
@@ -76,7 +78,9 @@ def measure(model: Transformer, tokenizer: Tokenizer, run: Run, samples: list[di
             layouts.append(lay_out(run.method, run.n, model.config.vocab_size, contexts, input, output))
     longest = max(int(layout.positions.max()) for layout in layouts) + 1
     if longest > model.config.max_positions:
-        raise ValueError(f"a sample of {longest} tokens is longer than the model's {model.config.max_positions} positions")
+        raise ValueError(
+            f"a sample of {longest} tokens is longer than the model's {model.config.max_positions} positions"
+        )
     scores = score(model, run, layouts, budget)
     nll, tokens, recalled, right = 0.0, 0, [], []
     for first, sample in zip(firsts, samples):
@@ -150,7 +154,7 @@ def evaluate_distances(
 
 
 def show(rows: list[dict], by: str = "time_step", console: Console | None = None) -> None:
-    """Prints a table for each metric: a line a method, a column a time step (or distance), and the memory at the last."""
+    """Prints a table for each metric: a line a method, a column a time step (or distance), and its memory."""
     console = console or Console()
     after = {"time_step": "after t contexts", "distance": "of a fact told d contexts ago"}[by]
     for name, metric in dict.fromkeys((row["data"], metric) for row in rows for metric in METRICS if metric in row):
@@ -220,7 +224,11 @@ def main():
     parser = cli.parser(__doc__.split("\n")[0])
     add = parser.add_argument
     add("--adapter", nargs="+", default=None, help="adapter folders; by default all that stand in the model's folder")
-    add("--data", default="dialog", help=f"{', '.join(data.GENERATED)} or a JSON-lines file; several with commas between")
+    add(
+        "--data",
+        default="dialog",
+        help=f"{', '.join(data.GENERATED)} or a JSON-lines file; several with commas between",
+    )
     add("--time-steps", type=int, nargs="+", default=None, help="numbers of contexts")
     add("--samples", type=int, default=200, help="test samples a time step")
     add("--row-tokens", type=int, default=4096, help="tokens of one forward pass")

@@ -29,30 +29,30 @@ from minccm.checkpoint import load_adapter, load_model, make_folder, save_adapte
 from minccm.config import LlamaConfig
 from minccm.layout import Batch, collate, group, lay_out, segments
 from minccm.mask import predict
-from minccm.methods import METHODS, Method, get_method
+from minccm.methods import Method, get_method
 from minccm.model import Transformer
 from minccm.tokenizer import Tokenizer, train_tokenizer
 
-SETTINGS = ("data", "method", "n", "sink", "r", "alpha", "dropout", "lr", "batch", "steps", "warmup", "text_weight", "grow", "seed")
+SETTINGS = "data method n sink r alpha dropout lr batch steps warmup text_weight grow seed".split()
 
 
 def arguments():
     parser = cli.parser(__doc__.split("\n")[0])
     parser.set_defaults(method="ccm-concat")
     add = parser.add_argument
-    add("--data", default="dialog", help=f"{', '.join(data.GENERATED)}, a JSON-lines file, or several with commas between")
+    add("--data", default="dialog", help=f"{', '.join(data.GENERATED)}, JSON-lines files; several with commas between")
     add("--out", default=None, help="output folder; by default runs/DATA-METHOD")
     add("--steps", type=int, default=300, help="optimizer steps")
     add("--batch", type=int, default=32, help="samples a step")
     add("--lr", type=float, default=3e-3, help="peak learning rate; cosine to a tenth")
     add("--warmup", type=float, default=0.03, help="share of the steps in which the learning rate rises")
-    add("--grow", type=float, default=0.5, help="share of the steps over which samples grow from short to whole; 0: at once")
+    add("--grow", type=float, default=0.5, help="share of the steps in which samples grow to their length")
     add("--n", type=int, default=None, help="COMP tokens a step; by default 2, or 8 for merging methods")
     add("--sink", action="store_true", help="keep BOS visible to everything")
     add("--r", type=int, default=16, help="rank of LoRA")
     add("--alpha", type=float, default=32, help="scale of LoRA: alpha / r")
     add("--dropout", type=float, default=0.0, help="of LoRA's input")
-    add("--text-weight", type=float, default=None, help="loss weight of text before the target; by default 0, --pretrain 0.1")
+    add("--text-weight", type=float, default=None, help="loss weight of other text; by default 0, --pretrain 0.1")
     add("--row-tokens", type=int, default=None, help="tokens of one forward pass; by default 2048, on a GPU 65536")
     add("--init", default=None, help="a step-1 adapter (method full) to start from")
     add("--compile", action="store_true", help="compile the blocks with torch.compile: slower to start, then faster")
@@ -70,12 +70,13 @@ def arguments():
         if vars(options)[name] is not None and vars(options)[name] < 1:
             raise ValueError(f"--{name.replace('_', '-')} is to be at least 1")
     kind = "base" if options.pretrain else options.method
-    options.out = Path(options.out or f"runs/{'-'.join(Path(part).stem for part in dict.fromkeys(options.data.split(',')))}-{kind}")
+    names = "-".join(Path(part).stem for part in dict.fromkeys(options.data.split(",")))
+    options.out = Path(options.out or f"runs/{names}-{kind}")
     return options
 
 
 class Steps(Dataset):
-    """Item i: the batches that make up optimizer step i. Made from the seed and i alone, so a resumed run gets the same."""
+    """Item i: the batches that make up optimizer step i. Made from the seed and i alone, so resumed runs get the same."""
 
     def __init__(self, source, tokenizer: Tokenizer, config: LlamaConfig, method: Method, n: int, options):
         self.source, self.tokenizer, self.config, self.method, self.n = source, tokenizer, config, method, n
@@ -95,8 +96,9 @@ class Steps(Dataset):
             answered = [max((len(a) for a in answers if ids[-len(a) :] == a), default=0) for ids in contexts]
             vocab_size, weight = self.config.vocab_size, self.options.text_weight
             layout = lay_out(self.method, self.n, vocab_size, contexts, input, target, weight, answered)
-            if (longest := int(layout.positions.max()) + 1) > self.config.max_positions:
-                raise ValueError(f"a sample of {longest} tokens is longer than the model's {self.config.max_positions} positions")
+            longest, room = int(layout.positions.max()) + 1, self.config.max_positions
+            if longest > room:
+                raise ValueError(f"a sample of {longest} tokens is longer than the model's {room} positions")
             layouts.append(layout)
         groups = group([len(layout.tokens) for layout in layouts], self.options.row_tokens)
         return [collate([[layouts[i]] for i in indices]) for indices in groups]
@@ -117,7 +119,9 @@ def new_base(options, device) -> tuple[Transformer, Tokenizer]:
     path = make_folder(options.out) / "tokenizer.model"
     if not (options.resume and path.is_file()):
         source = data.source(options.data, "train", options.seed)
-        lines = (text for i in range(20000) for text in (lambda s: [*s["contexts"], s["input"], s["target"]])(source(i)))
+        lines = (
+            text for i in range(20000) for text in (lambda s: [*s["contexts"], s["input"], s["target"]])(source(i))
+        )
         train_tokenizer(lines, path, options.vocab)
     tokenizer = Tokenizer(path)
     config = LlamaConfig(
@@ -178,7 +182,8 @@ def main():
     steps = Steps(source, tokenizer, model.config, method, options.n, options)
     workers = 0 if device.type == "cpu" else max(1, min(16, os.cpu_count()) - 2)
     # the loader must not draw from the generator that dropout draws from, or a resumed run would differ
-    loader = DataLoader(steps, batch_size=None, sampler=range(first, options.steps), num_workers=workers, generator=torch.Generator())
+    order, apart = range(first, options.steps), torch.Generator()
+    loader = DataLoader(steps, batch_size=None, sampler=order, num_workers=workers, generator=apart)
     bar = tqdm(loader, total=options.steps, initial=first, unit="step", dynamic_ncols=True)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=options.pretrain and device.type == "cuda")
 
@@ -206,7 +211,8 @@ def main():
             raise ValueError(f"the loss is {total} at step {step + 1}: try a smaller --lr")
         speed = sum(batch.tokens.numel() for batch in batches) / (time.perf_counter() - began)
         lr = optimizer.param_groups[0]["lr"]
-        log.write(json.dumps({"step": step + 1, "loss": total, "lr": lr, "norm": float(norm), "tokens_per_s": speed, "s": time.perf_counter() - started}) + "\n")
+        entry = {"step": step + 1, "loss": total, "lr": lr, "norm": float(norm), "tokens_per_s": speed}
+        log.write(json.dumps(entry | {"s": time.perf_counter() - started}) + "\n")
         bar.set_postfix_str(f"loss {total:.3f}, {speed:,.0f} tokens/s")
         if (step + 1) % options.save_every == 0 or step + 1 == options.steps:
             save(out, options, trained, optimizer, step + 1)
@@ -218,7 +224,8 @@ def main():
         model = load_model(out, device, dtype)  # as it was written, in bf16
         runs = BASELINES
     else:
-        save_adapter(out, model, method, options.n, base_name=Path(options.model).name, **{k: vars(options)[k] for k in ("data", "steps", "seed")})
+        settings = {name: vars(options)[name] for name in ("data", "steps", "seed")}
+        save_adapter(out, model, method, options.n, base_name=Path(options.model).name, **settings)
         runs = BASELINES + [Run(method, options.n)]
     if options.eval_samples:
         report(options, model, tokenizer, runs)
@@ -238,8 +245,8 @@ def schedule(step: int, steps: int, warmup: float) -> float:
 
 def save(out: Path, options, trained: dict, optimizer, step: int) -> None:
     """A checkpoint from which --resume goes on as if nothing had happened; written beside and then renamed."""
-    settings = {name: vars(options)[name] for name in SETTINGS}
-    state = {"step": step, "settings": settings, "trained": trained, "optimizer": optimizer.state_dict(), "rng": torch.get_rng_state()}
+    state = {"step": step, "settings": {name: vars(options)[name] for name in SETTINGS}, "trained": trained}
+    state |= {"optimizer": optimizer.state_dict(), "rng": torch.get_rng_state()}
     if torch.cuda.is_available():
         state["cuda_rng"] = torch.cuda.get_rng_state()
     torch.save(state, out / "state.pt.part")
@@ -272,7 +279,8 @@ def report(options, model: Transformer, tokenizer: Tokenizer, runs: list[Run]) -
         rows = []
         for run in tqdm(runs, desc=f"evaluating on {name}", leave=False):
             time_steps = TIME_STEPS.get(name, TIME_STEPS["dialog"])
-            rows += evaluate(model, tokenizer, run, name, time_steps, options.eval_samples, options.seed, options.row_tokens)
+            limits = options.eval_samples, options.seed, options.row_tokens
+            rows += evaluate(model, tokenizer, run, name, time_steps, *limits)
         close_gaps(rows)
         show(rows)
 

@@ -1,6 +1,6 @@
 """Data: a sample is one JSON line, and a dataset is a module that makes or reads such lines.
 
-    {"contexts": ["User: I moved to Oslo.", "Bot: How exciting!"], "input": "User: Where do I live?\\nBot:", "target": "You live in Oslo."}
+    {"contexts": ["User: I live in Oslo.", "Bot: How nice!"], "input": "User: Where?\\nBot:", "target": "Oslo."}
 
 contexts are c(1) ... c(t) of the paper, input is I(t) and target O(t). Three more fields are optional: "options", the
 candidates of a multiple choice (the target is one of them); "answer", the part of the target that counts as recalled;
@@ -107,7 +107,11 @@ def check(sample: object) -> None:
     if sample.get("answer", "") not in sample["target"]:
         raise ValueError("'answer' is not part of 'target'")
     distance = sample.get("distance", 1)
-    if isinstance(distance, bool) or not isinstance(distance, int) or not 1 <= distance <= max(len(sample["contexts"]), 1):
+    if (
+        isinstance(distance, bool)
+        or not isinstance(distance, int)
+        or not 1 <= distance <= max(len(sample["contexts"]), 1)
+    ):
         raise ValueError("'distance' is to be a whole number from 1 to the number of contexts")
 
 

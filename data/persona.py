@@ -324,7 +324,7 @@ def _draw_events(rng: random.Random, habits: tuple[Habit, ...]) -> tuple[list[Ha
             habit
             for habit in habits
             if counts[habit] >= 2
-            and all(counts[*habit[:2], other] < counts[habit] for other in CHOICES[habit[0]] if other != habit[2])
+            and all(counts[habit[:2] + (other,)] < counts[habit] for other in CHOICES[habit[0]] if other != habit[2])
         ]
         if clear:
             return events, rng.choice(clear)

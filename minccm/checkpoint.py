@@ -91,14 +91,16 @@ def _tensors(folder: Path):
     else:
         raise ValueError(f"{folder} holds no weights: neither model.safetensors, shards nor consolidated.safetensors")
     if files == meta and len(files) > 1:
-        raise ValueError(f"{folder} holds {len(files)} consolidated files: join Meta's model-parallel parts into one first")
+        raise ValueError(
+            f"{folder} holds {len(files)} consolidated files: join Meta's model-parallel parts into one first"
+        )
     config = read_config(folder)
     for path in files:
         if not path.is_file():
             raise ValueError(f"{path} is missing, one of {len(files)} shards")
         try:
             with safe_open(path, framework="pt") as file:
-                for key in file.keys():
+                for key in file.keys():  # noqa: SIM118  not a dict
                     read = lambda key=key: file.get_tensor(key)
                     if files == meta:
                         yield path, *_from_meta(key, read, config)
@@ -126,7 +128,9 @@ def _from_meta(key: str, read, config: LlamaConfig):
 def save_model(folder: str | Path, model: Transformer, dtype: torch.dtype = torch.bfloat16) -> None:
     """Writes config.json and model.safetensors in the official layout."""
     folder = make_folder(folder)
-    state = {name: tensor for name, tensor in model.state_dict().items() if "lora_" not in name and name != "comp_embeddings"}
+    state = {
+        name: tensor for name, tensor in model.state_dict().items() if "lora_" not in name and name != "comp_embeddings"
+    }
     if model.config.tied_embeddings:
         del state["lm_head.weight"]
     names = {name: name if name.startswith("lm_head") else f"model.{name}" for name in state}
@@ -139,7 +143,11 @@ def save_model(folder: str | Path, model: Transformer, dtype: torch.dtype = torc
 def fingerprint(model: Transformer) -> str:
     """Tells base models apart: a hash of the shape and a few weights, the same for fp32 and bf16 copies of a model."""
     digest = hashlib.sha256(json.dumps(model.config.to_json(), sort_keys=True).encode())
-    for weight in (model.norm.weight, model.layers[0].self_attn.q_proj.weight[0], model.layers[-1].self_attn.v_proj.weight[0]):
+    for weight in (
+        model.norm.weight,
+        model.layers[0].self_attn.q_proj.weight[0],
+        model.layers[-1].self_attn.v_proj.weight[0],
+    ):
         digest.update(weight.detach().to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes())
     return digest.hexdigest()[:16]
 
@@ -151,7 +159,9 @@ def save_adapter(folder: str | Path, model: Transformer, method: Method, n: int,
     r = q_proj.lora_A.shape[0]
     info = {"method": method.name, "n": n, "sink": method.sink, "r": r, "alpha": q_proj.scale * r}
     info |= {"base": fingerprint(model)} | more
-    write_tensors(folder / "adapter.safetensors", {k: v.detach().float().cpu() for k, v in model.adapter_state().items()})
+    write_tensors(
+        folder / "adapter.safetensors", {k: v.detach().float().cpu() for k, v in model.adapter_state().items()}
+    )
     write_text(folder / "adapter.json", json.dumps(info, indent=1) + "\n")
 
 
@@ -165,6 +175,8 @@ def load_adapter(
     the files are missing or broken or were made for another base or method.
     """
     folder = Path(folder)
+    if (folder / "init").is_dir():  # it was trained on top of a step-1 adapter
+        load_adapter(model, folder / "init")
     if (folder / "adapter.json").is_file():
         info, tensors = _read_ours(folder, model)
     elif (folder / "adapter_config.json").is_file():
@@ -183,7 +195,9 @@ def load_adapter(
         raise ValueError(f"{folder}: the tensor {extra[0]} fits nothing in this model ({len(extra)} in all)")
     for name, place in places.items():
         if tensors[name].shape != place.shape:
-            raise ValueError(f"{folder}: {name} has the shape {list(tensors[name].shape)}, not {list(place.shape)}: another base?")
+            raise ValueError(
+                f"{folder}: {name} has the shape {list(tensors[name].shape)}, not {list(place.shape)}: another base?"
+            )
     for name, place in places.items():
         place.data.copy_(tensors[name])
     found = get_method(info["method"], info["sink"])
@@ -205,7 +219,9 @@ def _read_ours(folder: Path, model: Transformer) -> tuple[dict, dict[str, Tensor
     if wrong:
         raise ValueError(f"{path}: the entry {wrong[0]!r} is missing or of a wrong kind")
     if info["base"] != fingerprint(model):
-        raise ValueError(f"{folder} was made for another base model ({info.get('base_name', info['base'])}): give that as --model")
+        raise ValueError(
+            f"{folder} was made for another base model ({info.get('base_name', info['base'])}): give that as --model"
+        )
     return info, read_tensors(folder / "adapter.safetensors")
 
 

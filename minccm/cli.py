@@ -16,7 +16,9 @@ def parser(description: str) -> argparse.ArgumentParser:
     options.add_argument("--method", default=None, help="a method, see minccm/methods.py")
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--device", default="auto", help="cuda, cpu or auto")
-    options.add_argument("--dtype", default="auto", choices=["auto", "fp32", "bf16", "fp16"], help="of the base's weights")
+    options.add_argument(
+        "--dtype", default="auto", choices=["auto", "fp32", "bf16", "fp16"], help="of the base's weights"
+    )
     return options
 
 

@@ -2,9 +2,9 @@
 
     c(1) COMP c(2) COMP ... c(T) COMP I O
 
-Text alone advances the position: COMP token j of a step stands at (text tokens so far) + j, and the text after it goes on
-from (text tokens so far). Samples may be packed into one row, one behind the other without padding; a row is padded only
-to the longest row of its batch.
+Text alone advances the position: COMP token j of a step stands at (text tokens so far) + j, and the text after it
+goes on from (text tokens so far). Samples may be packed into one row, one behind the other without padding; a row is
+padded only to the longest row of its batch.
 """
 
 from dataclasses import dataclass
@@ -136,11 +136,13 @@ def collate(rows: list[list[Layout]], multiple: int = 1) -> Batch:
     for row, pool in zip(sources, pools):
         row[: len(pool)] = pool[:longest]
     comp = (data[..., 1] == COMP).flatten().nonzero()[:, 0]
-    return Batch(tokens, positions, labels, weights, Columns(data), Columns(slots), comp, sources, any(row[1:] for row in rows))
+    return Batch(
+        tokens, positions, labels, weights, Columns(data), Columns(slots), comp, sources, any(row[1:] for row in rows)
+    )
 
 
 def group(lengths: list[int], budget: int) -> list[list[int]]:
-    """Indices of sequences in groups of like length, each of at most `budget` tokens when padded (but of one at least)."""
+    """Indices of sequences in groups of like length, each of at most `budget` tokens when padded (at least one)."""
     groups, longest = [], 0
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         if not groups or longest * (len(groups[-1]) + 1) > budget:
@@ -151,7 +153,7 @@ def group(lengths: list[int], budget: int) -> list[list[int]]:
 
 
 def _pack(row: list[Layout]) -> tuple[Tensor, ...]:
-    """One behind the other: tokens, positions, labels, weights, columns and slots, these numbered by sample and place."""
+    """One behind the other: tokens, positions, labels, weights, and columns and slots numbered by sample and place."""
     parts, start = [], 0
     for i, layout in enumerate(row):
         shift = torch.from_numpy(columns(sample=i, kind=0, index=0, order=start))

@@ -2,8 +2,8 @@
 
     y = W x + m * (alpha / r) * B A x,    m = 1 on COMP tokens and 0 on text
 
-So with any adapter the base model reads and writes text exactly as before; what trains is how COMP tokens listen (q, k),
-what they keep (v) and how they mix it (o). Instead of multiplying by m, the COMP rows are gathered, sent through two
+So with any adapter the base model reads and writes text exactly as before; what trains is how COMP tokens listen (q,
+k), what they keep (v) and how they mix it (o). Instead of multiplying by m, the COMP rows are gathered, sent through two
 small products, and added back: text costs nothing.
 """
 
@@ -12,7 +12,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-ALL = True  # as `gate`: every token is adapted, which makes it plain LoRA (the paper's step 1, and the compressive baseline)
+ALL = True  # as `gate`: every token is adapted, which is plain LoRA (the paper's step 1; the compressive baseline)
 
 
 class ConditionalLinear(nn.Linear):
@@ -44,6 +44,6 @@ class ConditionalLinear(nn.Linear):
 
     @torch.no_grad()
     def merge_lora(self) -> None:
-        """W <- W + (alpha / r) B A, for plain LoRA: afterwards there is no adapter, only the base (the paper's step 1)."""
+        """W <- W + (alpha / r) B A: plain LoRA becomes part of the base (the paper's step 1)."""
         self.weight += (self.scale * self.lora_B @ self.lora_A).to(self.weight.dtype)
         self.lora_A = self.lora_B = None

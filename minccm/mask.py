@@ -81,7 +81,7 @@ class Parallel:
 
 
 def predict(model, method: Method, batch: Batch, flex: bool = False, adapted: bool = True) -> tuple[Tensor, Tensor]:
-    """The parallel pass of a batch: logits (R, vocab_size) and rows (R,), the places of the flattened batch with a label.
+    """The parallel pass of a batch: logits (R, vocab_size), and rows (R,), the places (of B * N) they predict from.
 
     flex: FlexAttention instead of a dense mask. adapted: False leaves the model's adapter out.
     """

@@ -1,8 +1,8 @@
 """The memory: keys and values of what later steps may still see, and nothing else (paper, section 3.1).
 
-Mem(t) is a list of columns. Concatenation, merging and eviction are no cases here: after a step its own columns are added,
-its slots are merged, and every column that methods.visible hides from later steps is dropped. So full context keeps all
-text, ccm-concat n columns a step, ccm-merge n columns in all.
+Mem(t) is a list of columns. Concatenation, merging and eviction are no cases here: after a step its own columns are
+added, its slots are merged, and every column that methods.visible hides from later steps is dropped. So full context
+keeps all text, ccm-concat n columns a step, ccm-merge n columns in all.
 """
 
 from dataclasses import dataclass
@@ -45,7 +45,9 @@ class Memory:
         keys, values = torch.cat([self.keys, keys], 2), torch.cat([self.values, values], 2)
         return Memory(keys, values, Columns(data), self.step, self.position, self.tokens)
 
-    def updated(self, method: Method, keys: Tensor, values: Tensor, added: Columns, slots: Columns, text: int) -> "Memory":
+    def updated(
+        self, method: Method, keys: Tensor, values: Tensor, added: Columns, slots: Columns, text: int
+    ) -> "Memory":
         """g_update: Mem(t) from Mem(t-1) and the columns of step t.
 
         keys, values (layers, kv heads, N, head_dim) and added (N, 7) are of the step's N tokens, `text` of them text;
@@ -54,7 +56,9 @@ class Memory:
         memory = self.extended(keys, values, added)
         if len(slots.data):
             memory = memory.merged(method, slots)
-        later = columns(step=self.step + 1, order=self.tokens + len(added.data), last=np.arange(2))  # a context; an input
+        later = columns(
+            step=self.step + 1, order=self.tokens + len(added.data), last=np.arange(2)
+        )  # a context; an input
         kept = visible(method, Columns.of(later, keys.device)[:, None], memory.columns).any(0)
         return Memory(
             memory.keys[:, :, kept],
@@ -66,7 +70,7 @@ class Memory:
         )
 
     def merged(self, method: Method, slots: Columns) -> "Memory":
-        """With the slots of this step: slot j is (1 - a) times the last step's slot j plus a times the mean of what goes in."""
+        """With the slots of this step: (1 - a) times the last step's slot j plus a times the mean of what goes in."""
         have, rate = self.columns, method.rate(self.step - method.delay + 1)
         new = slots[:, None]  # (M, 1, 7) against (C, 7)
         fresh = (have.kind != new.kind) & (have.index == new.index) & (have.step == self.step - method.delay)

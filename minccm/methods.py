@@ -1,14 +1,14 @@
 """The methods, as data: where COMP tokens go, what becomes of them, and who sees whom (paper, section 3 and figure 2).
 
-Everything else follows from an entry of METHODS: the layout of tokens, the mask and memory slots of the parallel pass, the
-recursion, the picture. Columns of attention are of three kinds: text, COMP tokens, and memory slots, which hold weighted
-means of keys and values. A token always sees its own step (one context, or input and output) up to itself; `sees`
-says what it sees beyond. A slot of step t is what merging has made of steps 0 to t.
+Everything else follows from an entry of METHODS: the layout of tokens, the mask and memory slots of the parallel pass,
+the recursion, the picture. Columns of attention are of three kinds: text, COMP tokens, and memory slots, which hold
+weighted means of keys and values. A token always sees its own step (one context, or input and output) up to itself;
+`sees` says what it sees beyond. A slot of step t is what merging has made of steps 0 to t.
 
     concat   Mem(t) = [Mem(t-1); h(t)]                  later steps see the COMP tokens themselves
     merge    Mem(t) = (1 - a_t) Mem(t-1) + a_t h(t)     later steps see slots instead, and `rate` gives a_t
 
-A new method is one more entry: see docs/extending.md.
+A new method is one more entry.
 """
 
 from collections.abc import Callable
@@ -29,10 +29,16 @@ class Columns:
 
     sample = property(lambda self: self.data[..., 0])  # which sample of a packed row; -1 where there is none
     kind = property(lambda self: self.data[..., 1])  # TEXT, COMP, SLOT or PAD
-    step = property(lambda self: self.data[..., 2])  # time step from 0; input and output are the step after the last context
-    index = property(lambda self: self.data[..., 3])  # j of a COMP token or slot; of text, the slot it is pooled in (or -1)
+    step = property(
+        lambda self: self.data[..., 2]
+    )  # time step from 0; input and output are the step after the last context
+    index = property(
+        lambda self: self.data[..., 3]
+    )  # j of a COMP token or slot; of text, the slot it is pooled in (or -1)
     order = property(lambda self: self.data[..., 4])  # place in the sequence, for causality
-    last = property(lambda self: self.data[..., 5] == 1)  # belongs to input and output, which answer and do not compress
+    last = property(
+        lambda self: self.data[..., 5] == 1
+    )  # belongs to input and output, which answer and do not compress
     first = property(lambda self: self.data[..., 6] == 1)  # is BOS: the sink, where there is one
 
     text = property(lambda self: self.kind == TEXT)

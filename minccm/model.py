@@ -1,8 +1,8 @@
 """The transformer: LLaMA's RMSNorm, rotary positions, grouped-query attention and SwiGLU.
 
-Two lines know of compressed memory. A COMP token takes its embedding from a table of its own; and attention asks a `view`
-which keys and values there are and who sees whom. The view is the parallel one in training (mask.Parallel) and the
-recursive one online (memory.Recursive); with the plain causal one below, this is an ordinary LLaMA.
+Two lines know of compressed memory. A COMP token takes its embedding from a table of its own; and attention asks a
+`view` which keys and values there are and who sees whom. The view is the parallel one in training (mask.Parallel) and
+the recursive one online (online.Recursive); with the plain causal one below, this is an ordinary LLaMA.
 """
 
 import math
@@ -38,7 +38,9 @@ class RMSNorm(nn.Module):
 
 def rope_frequencies(config: LlamaConfig) -> Tensor:
     """Radians a pair of channels turns by per position: float64 (head_dim / 2,), with linear or llama3 scaling."""
-    frequencies = config.rope_theta ** -(torch.arange(0, config.head_dim, 2, dtype=torch.float64, device="cpu") / config.head_dim)
+    frequencies = config.rope_theta ** -(
+        torch.arange(0, config.head_dim, 2, dtype=torch.float64, device="cpu") / config.head_dim
+    )
     scaling = config.rope_scaling
     if scaling is None:
         return frequencies

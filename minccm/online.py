@@ -1,8 +1,8 @@
 """Online: read a context, compress it, forget it; answer an input from the memory (paper, section 3.1 and figure 5).
 
-    session = Session(model, method, n)
-    session.read(ids)             # h(t) = g_comp(Mem(t-1), c(t)), Mem(t) = g_update(Mem(t-1), h(t))
-    session.generate(ids)         # O(t) ~ p( . | Mem(t), I(t))
+session = Session(model, method, n)
+session.read(ids)             # h(t) = g_comp(Mem(t-1), c(t)), Mem(t) = g_update(Mem(t-1), h(t))
+session.generate(ids)         # O(t) ~ p( . | Mem(t), I(t))
 """
 
 from collections.abc import Iterator
@@ -97,7 +97,9 @@ class Session:
         """
         config = self.model.config
         if len(ids) > config.max_positions:
-            raise ValueError(f"a text of {len(ids)} tokens is longer than the model's {config.max_positions} positions: split it")
+            raise ValueError(
+                f"a text of {len(ids)} tokens is longer than the model's {config.max_positions} positions: split it"
+            )
         offsets, added, slots = step_columns(self.method, self.n, [len(ids)], memory.step, memory.tokens, last)
         comp_ids = list(range(config.vocab_size, config.vocab_size + len(offsets) - len(ids)))
         tokens = torch.tensor([ids + comp_ids], dtype=torch.long, device=self.device)
@@ -105,7 +107,9 @@ class Session:
         positions = torch.from_numpy(memory.position + offsets).to(self.device)[None]
         comp = added.comp.nonzero()[:, 0]
         gate = None if not self.adapted else comp if self.method.conditional else ALL
-        logits = self.model(tokens, positions, view := Recursive(self.method, memory, added), comp, gate)[0]  # (N, vocab_size)
+        logits = self.model(tokens, positions, view := Recursive(self.method, memory, added), comp, gate)[
+            0
+        ]  # (N, vocab_size)
         return logits, torch.stack(view.keys), torch.stack(view.values), added, slots
 
 

@@ -3,7 +3,7 @@
 import torch
 
 from minccm.layout import Layout, lay_out
-from minccm.methods import METHODS, Columns, Method, merge_weights, visible
+from minccm.methods import METHODS, Columns, Method, visible
 
 
 def grid(method: Method, layout: Layout) -> torch.Tensor:
@@ -22,7 +22,9 @@ def draw_mask(axis, method: Method, n: int = 2, contexts=(4, 3, 4), input: int =
     image = torch.where(seen, kinds[None] + 2, 1)
     ahead = torch.arange(len(kinds))[None] > torch.arange(len(seen))[:, None]
     image[ahead & ~seen & (kinds < 2)[None]] = 0
-    axis.imshow(image.numpy(), cmap=ListedColormap(["#ffffff", "#f0f0f0", "#4c72b0", "#dd8452", "#55a868"]), vmin=0, vmax=4)
+    axis.imshow(
+        image.numpy(), cmap=ListedColormap(["#ffffff", "#f0f0f0", "#4c72b0", "#dd8452", "#55a868"]), vmin=0, vmax=4
+    )
     steps = layout.columns[:, 2]
     for edge in (steps[1:] != steps[:-1]).nonzero()[:, 0].tolist():
         axis.axhline(edge + 0.5, color="white", linewidth=1.5)

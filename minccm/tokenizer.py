@@ -38,7 +38,7 @@ class Tokenizer:
 
 
 def train_tokenizer(lines, path: str | Path, vocab_size: int) -> None:
-    """A BPE tokenizer.model of vocab_size pieces from an iterable of text, with LLaMA's ids: 0 unknown, 1 BOS, 2 EOS."""
+    """A BPE tokenizer.model of vocab_size pieces from an iterable of texts, with LLaMA's ids of BOS (1) and EOS (2)."""
     path = Path(path)
     beside = path.with_name(path.name + ".part")
     with open(beside, "wb") as file:

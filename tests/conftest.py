@@ -34,7 +34,7 @@ def random_model(n: int, dtype=torch.float64, seed: int = 0, adapter: bool = Tru
     model = Transformer(config).eval()
     if adapter:
         model.add_adapter(n, r=2, alpha=4, dropout=0.0)
-        for name, tensor in model.adapter_state().items():
+        for tensor in model.adapter_state().values():
             torch.nn.init.normal_(tensor, std=0.5)
     return model.to(dtype)
 

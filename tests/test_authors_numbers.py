@@ -1,4 +1,4 @@
-"""The same numbers as the authors' implementation: logits, loss, gradients, memory, recursion, from their own adapters."""
+"""The same numbers as the authors' implementation: logits, loss, gradients, memory, recursion, their adapters."""
 
 import json
 

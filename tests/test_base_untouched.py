@@ -1,4 +1,4 @@
-"""Conditional LoRA leaves the base model alone: without COMP tokens in sight, text gets the base's logits bit for bit."""
+"""Conditional LoRA leaves the base model alone: where no COMP token is seen, text is the base's bit for bit."""
 
 import torch
 from hypothesis import given, settings

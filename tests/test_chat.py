@@ -12,7 +12,9 @@ from tests.conftest import ROOT
 
 def talk(*lines, options=()):
     text = "".join(line + "\n" for line in lines)
-    done = subprocess.run([sys.executable, "chat.py", "--device", "cpu", *options], input=text, capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "chat.py", "--device", "cpu", *options], input=text, capture_output=True, text=True, cwd=ROOT
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 

@@ -37,9 +37,11 @@ def test_size_of_memory(name, sink, pairs):
 
 
 @settings(max_examples=20, deadline=None, derandomize=True)
-@given(st.sampled_from(["full", "ccm-concat", "ccm-merge", "gist"]), st.lists(st.integers(3, 39), min_size=1, max_size=8))
+@given(
+    st.sampled_from(["full", "ccm-concat", "ccm-merge", "gist"]), st.lists(st.integers(3, 39), min_size=1, max_size=8)
+)
 def test_generation_is_the_likeliest_continuation(name, ids):
-    """Token by token over the growing cache equals argmax over the whole text anew each time; the memory stays as it is."""
+    """Token by token over the growing cache equals argmax over the whole text anew each time; memory stays."""
     session = Session(random_model(2), get_method(name), 2)
     session.read([1, 5, 6, 7])
     before = session.memory.keys.clone()
@@ -51,7 +53,7 @@ def test_generation_is_the_likeliest_continuation(name, ids):
 
 
 def test_drawing_tokens():
-    """Temperature 0 takes the likeliest; top-p draws from no more tokens than it takes to reach p; a seed repeats itself."""
+    """Temperature 0 takes the likeliest; top-p draws from no more tokens than it takes to reach p; seeds repeat."""
     logits = torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05]))
     assert sample(logits, 0.0, 1.0) == 0
     draws = lambda top_p: [sample(logits, 1.0, top_p, torch.Generator().manual_seed(seed)) for seed in range(300)]

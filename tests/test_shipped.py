@@ -22,7 +22,9 @@ def of(shipped, tiny, method, name, time_step):
     return measure(model, tokenizer, run, data.at_step(name, "test", time_step, COUNT), budget=4096)
 
 
-@pytest.mark.parametrize("method, low, high", [("none", 0, 0.15), ("full", 0.93, 1), ("ccm-concat", 0.88, 1), ("ccm-merge", 0.7, 1)])
+@pytest.mark.parametrize(
+    "method, low, high", [("none", 0, 0.15), ("full", 0.93, 1), ("ccm-concat", 0.88, 1), ("ccm-merge", 0.7, 1)]
+)
 def test_recall(shipped, tiny, method, low, high):
     """After 8 turns: exact recall with full context, with compressed memory, and hardly any without context."""
     assert low <= of(shipped, tiny, method, "dialog", 8)["recall"] <= high

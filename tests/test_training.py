@@ -30,9 +30,24 @@ def micro(tiny, tmp_path_factory):
 
 
 def train(model, out, *more, wait=True):
-    command = [sys.executable, "train.py", "--model", model, "--out", out, "--steps", "8", "--batch", "4", "--save-every", "2"]
+    command = [
+        sys.executable,
+        "train.py",
+        "--model",
+        model,
+        "--out",
+        out,
+        "--steps",
+        "8",
+        "--batch",
+        "4",
+        "--save-every",
+        "2",
+    ]
     command += ["--data", "persona", "--eval-samples", "0", "--dropout", "0.1", "--device", "cpu", *more]
-    process = subprocess.Popen(list(map(str, command)), cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        list(map(str, command)), cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     if wait:
         out, err = process.communicate()
         assert process.returncode == 0, err
