@@ -76,7 +76,7 @@ def arguments():
 
 
 class Steps(Dataset):
-    """Item i: the batches that make up optimizer step i. Made from the seed and i alone, so resumed runs get the same."""
+    """Item i: the batches of optimizer step i. Made from the seed and i alone, so a resumed run gets the same."""
 
     def __init__(self, source, tokenizer: Tokenizer, config: LlamaConfig, method: Method, n: int, options):
         self.source, self.tokenizer, self.config, self.method, self.n = source, tokenizer, config, method, n

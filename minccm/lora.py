@@ -2,8 +2,8 @@
 
     y = W x + m * (alpha / r) * B A x,    m = 1 on COMP tokens and 0 on text
 
-So with any adapter the base model reads and writes text exactly as before; what trains is how COMP tokens listen (q,
-k), what they keep (v) and how they mix it (o). Instead of multiplying by m, the COMP rows are gathered, sent through two
+With any adapter the base model reads and writes text exactly as before; what trains is how COMP tokens listen (q, k),
+what they keep (v) and how they mix it (o). Instead of multiplying by m, the COMP rows are gathered, sent through two
 small products, and added back: text costs nothing.
 """
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import create_mask
 
 from minccm.layout import collate, lay_out
-from minccm.mask import block_mask, dense_mask, predict
+from minccm.mask import block_mask, dense_mask, pool_matrix, predict
 from minccm.methods import COMP, METHODS, SLOT, TEXT, Columns, get_method, merge_weights
 
 # who sees whom across steps, in words: (query's step, key's kind, key's step, number of the last step) -> bool
@@ -89,3 +89,12 @@ def test_flex_attention_on_a_gpu(name):
         results.append([logits] + [p.grad for p in model.adapter_state().values() if p.grad is not None])
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-2)
+
+
+def test_compressive_pools_parts_of_the_text():
+    """Compressive memory averages a step's text in n consecutive parts, of which a short text fills fewer."""
+    method = get_method("compressive")
+    layout = lay_out(method, 2, 100, [[1, 7, 8, 9], [5]], [3], [2])
+    slots, tokens = Columns(layout.slots[None]), Columns(layout.columns[None])
+    expected = [[1 / 2, 1 / 2, 0, 0, 0], [0, 0, 1 / 2, 1 / 2, 0], [0, 0, 0, 0, 1]]
+    assert pool_matrix(method, slots, tokens)[0, :, :5].tolist() == expected
