@@ -54,7 +54,7 @@ def arguments():
     add("--dropout", type=float, default=0.0, help="of LoRA's input")
     add("--text-weight", type=float, default=None, help="loss weight of other text; by default 0, --pretrain 0.1")
     add("--row-tokens", type=int, default=None, help="tokens of one forward pass; by default 2048, on a GPU 65536")
-    add("--init", default=None, help="a step-1 adapter (method full) to start from")
+    add("--init", default=None, help="start from this step-1 adapter; with --pretrain, from this model")
     add("--compile", action="store_true", help="compile the blocks with torch.compile: slower to start, then faster")
     add("--resume", action="store_true", help="go on from the checkpoint in the output folder")
     add("--save-every", type=int, default=100, help="steps between checkpoints")
@@ -115,8 +115,13 @@ def shorten(sample: dict, share: float, index: int) -> dict:
 
 
 def new_base(options, device) -> tuple[Transformer, Tokenizer]:
-    """A LLaMA from nothing, and a tokenizer trained on the data's text."""
+    """A LLaMA from nothing, and a tokenizer trained on the data's text; or both from the folder --init, to go on."""
     path = make_folder(options.out) / "tokenizer.model"
+    if options.init:
+        tokenizer = Tokenizer(options.init)
+        if not path.exists():
+            shutil.copy(Path(options.init) / "tokenizer.model", path)
+        return load_model(options.init, device, torch.float32).requires_grad_(True), tokenizer
     if not (options.resume and path.is_file()):
         source = data.source(options.data, "train", options.seed)
         lines = (
@@ -216,6 +221,9 @@ def main():
         bar.set_postfix_str(f"loss {total:.3f}, {speed:,.0f} tokens/s")
         if (step + 1) % options.save_every == 0 or step + 1 == options.steps:
             save(out, options, trained, optimizer, step + 1)
+            if not options.pretrain:
+                settings = {name: vars(options)[name] for name in ("data", "steps", "seed")}
+                save_adapter(out, model, method, options.n, base_name=Path(options.model).name, **settings)
     log.close()
 
     model.eval()
@@ -224,8 +232,6 @@ def main():
         model = load_model(out, device, dtype)  # as it was written, in bf16
         runs = BASELINES
     else:
-        settings = {name: vars(options)[name] for name in ("data", "steps", "seed")}
-        save_adapter(out, model, method, options.n, base_name=Path(options.model).name, **settings)
         runs = BASELINES + [Run(method, options.n)]
     if options.eval_samples:
         report(options, model, tokenizer, runs)

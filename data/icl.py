@@ -1,12 +1,12 @@
 """Multi-task in-context learning: what the labels mean is told by the demonstrations alone (like MetaICL in the paper).
 
 A task is a family of items (words, reviews, headlines, ...), a set of 2 to 4 classes of that family, and a format. Its
-16 contexts are demonstrations, "Word: sparrow. Label: amber", and its input is one more item without the label. The
+16 contexts are demonstrations, "sparrow: amber", and its input is one more item without the label. The
 label words are drawn anew for every sample, so an answer without demonstrations is a guess, and a class that has not
 been shown yet can at best be told by elimination. Items occur once in a sample: the class has to be known, not copied.
 
 No set of classes is shared by two splits, nor are classes of a validation or test set ever together in a train sample.
-Some train samples name the class of each item, "Word: sparrow (bird). Label: amber", a first step for a small model.
+Some train samples name the class of each item, "sparrow - bird: amber", a first step for a small model.
 """
 
 import random
@@ -21,7 +21,8 @@ from data import main
 CONTEXTS = 16
 COVER = 0.65  # how often the first contexts are sure to show every class once (a shuffle may do so by chance, too)
 INVENTED = 0.2  # how often labels are invented words
-NAMED = 0.25  # how often a train sample names the class next to each item: there, answering is matching and copying
+WORD = 0.7  # how often a task is about single words, not sentences
+NAMED = 0.4  # how often a train sample names the class next to each item: there, answering is matching and copying
 SIZES = {2: 0.25, 3: 0.35, 4: 0.4}  # how often a task has that many classes
 
 LABELS = """
@@ -298,11 +299,8 @@ FILLERS = {
     "r": "film book hotel meal concert show play song trip party".split(),  # what is reviewed
 }
 FORMATS = {  # what precedes the label, for words and for sentences
-    "word": [
-        "Word: {x}. Label:", "Item: {x} =>", "They wrote {x} on the board. ->", "The next word is {x}. Answer:",
-        "I say {x} and you say", "Put the word {x} in group",
-    ],
-    "sentence": ["{x} =>", "{x} Label:", "{x} ->", "Text: {x} Answer:", "Read this. {x} Group:"],
+    "word": ["{x}", "{x}:", "word {x}", "I say {x}", "Put {x} in", "{x} =>"],
+    "sentence": ["{x}", "{x} Label:", "{x} ->", "Text: {x}", "{x} Group:"],
 }  # fmt: skip
 
 FAMILIES = {"word": {name: words.split() for name, words in WORDS.items()}} | {
@@ -336,9 +334,9 @@ def _hashed_split(family: str, names: tuple[str, ...]) -> str:
 
 
 def _draw_task(rng: random.Random, split: str) -> tuple[str, tuple[str, ...], str]:
-    """A task of the split: family, classes and format. Half of all tasks are about single words."""
+    """A task of the split: family, classes and format."""
     families = class_sets(split)
-    family = "word" if rng.random() < 0.5 else rng.choice([name for name in families if name != "word"])
+    family = "word" if rng.random() < WORD else rng.choice([name for name in families if name != "word"])
     sizes = list(families[family])
     size = rng.choices(sizes, [SIZES[size] for size in sizes])[0]
     layout = rng.choice(FORMATS["word" if family == "word" else "sentence"])
@@ -394,7 +392,7 @@ def sample(split: str, index: int, seed: int = 0) -> dict:
     phrases = {name: rng.sample(FAMILIES[family][name], order.count(name)) for name in classes}
     items = [_item(rng, family, name, phrases[name].pop()) for name in order]
     if split == "train" and rng.random() < NAMED:
-        items = [f"{item} ({name})" for item, name in zip(items, order)]
+        items = [f"{item} - {name}" for item, name in zip(items, order)]
     inputs = [layout.format(x=item) for item in items]
     options = rng.sample(sorted(labels.values()), len(labels))
     contexts = [f"{text} {labels[name]}" for text, name in zip(inputs, order[:-1])]

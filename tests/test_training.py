@@ -67,7 +67,7 @@ def test_resumed_run_is_the_same_run(micro, tmp_path):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert not (killed / "adapter.safetensors").exists()  # it really was in the middle
+    assert len(losses(killed)) < 8  # it really was in the middle
     train(micro, killed, "--resume")
     assert losses(killed) == losses(whole) and len(losses(whole)) == 8
     one, other = load_file(whole / "adapter.safetensors"), load_file(killed / "adapter.safetensors")
