@@ -6,7 +6,7 @@
     python train.py --pretrain --data dialog,icl,persona --out runs/base --steps 2000
 
 Step 2 in one line: lay out c(1) COMP ... c(T) COMP I O, one forward pass under the mask, cross-entropy on O, and
-gradients for nothing but the conditional LoRA and the COMP embeddings (paper, algorithm 1).
+gradients for nothing but the conditional LoRA and the COMP embeddings (paper: algorithm 1).
 """
 
 import json
@@ -222,8 +222,8 @@ def main():
         if (step + 1) % options.save_every == 0 or step + 1 == options.steps:
             save(out, options, trained, optimizer, step + 1)
             if not options.pretrain:
-                settings = {name: vars(options)[name] for name in ("data", "steps", "seed")}
-                save_adapter(out, model, method, options.n, base_name=Path(options.model).name, **settings)
+                made = {"base_name": Path(options.model).name, "data": options.data, "steps": step + 1}
+                save_adapter(out, model, method, options.n, **made, seed=options.seed)
     log.close()
 
     model.eval()
@@ -232,11 +232,14 @@ def main():
         model = load_model(out, device, dtype)  # as it was written, in bf16
         runs = BASELINES
     else:
-        runs = BASELINES + [Run(method, options.n)]
+        label = "full, trained" if method.name == "full" else method.name
+        runs = BASELINES + [Run(method, options.n, label=label)]
     if options.eval_samples:
         report(options, model, tokenizer, runs)
     if options.pretrain:
         print(f"next: python train.py --model {out} --data {options.data}")
+    elif method.name == "full":
+        print(f"next: python train.py --model {options.model} --data {options.data} --init {out}")
     else:
         print(f"next: python chat.py --model {options.model} --adapter {out}")
 

@@ -361,17 +361,20 @@ def _draw_labels(rng: random.Random, count: int) -> list[str]:
     return [start + end for start, end in zip(syllables[:count], syllables[count:])]
 
 
-def _draw_order(rng: random.Random, classes: tuple[str, ...]) -> list[str]:
-    """The classes of the demonstrations: balanced, shuffled, and mostly with each class once at the very beginning."""
-    even, rest = divmod(CONTEXTS, len(classes))
-    order = list(classes) * even + rng.sample(classes, rest)
-    rng.shuffle(order)
-    if rng.random() < COVER:
+def _draw_order(rng: random.Random, classes: tuple[str, ...], most: int) -> list[str]:
+    """The classes of the demonstrations and of what is asked, each at most `most` times.
+
+    They are drawn independently, so that counting labels does not tell the next one; but each is demonstrated, and
+    mostly once at the very beginning.
+    """
+    while True:
+        order = [rng.choice(classes) for _ in range(CONTEXTS + 1)]
         first = rng.sample(classes, len(classes))
-        for name in first:
-            order.remove(name)
-        order = first + order
-    return order
+        places = range(len(first)) if rng.random() < COVER else rng.sample(range(CONTEXTS), len(first))
+        for place, name in zip(places, first):
+            order[place] = name
+        if max(map(order.count, classes)) <= most:
+            return order
 
 
 def _item(rng: random.Random, family: str, name: str, phrase: str) -> str:
@@ -388,7 +391,7 @@ def sample(split: str, index: int, seed: int = 0) -> dict:
     rng = _rng(split, seed, index)
     family, classes, layout = _draw_task(rng, split)
     labels = dict(zip(classes, _draw_labels(rng, len(classes))))
-    order = _draw_order(rng, classes) + [rng.choice(classes)]  # the last one is asked for
+    order = _draw_order(rng, classes, min(len(FAMILIES[family][name]) for name in classes))
     phrases = {name: rng.sample(FAMILIES[family][name], order.count(name)) for name in classes}
     items = [_item(rng, family, name, phrases[name].pop()) for name in order]
     if split == "train" and rng.random() < NAMED:

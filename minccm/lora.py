@@ -1,4 +1,4 @@
-"""Conditional LoRA (paper, section 3.1): a low-rank update that acts on COMP tokens and on nothing else.
+"""Conditional LoRA (paper: table 21): a low-rank update that acts on COMP tokens and on nothing else.
 
     y = W x + m * (alpha / r) * B A x,    m = 1 on COMP tokens and 0 on text
 

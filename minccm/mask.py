@@ -1,4 +1,4 @@
-"""The parallel pass: the whole recursion of compression as one forward pass under one mask (paper, algorithm 1).
+"""The parallel pass: the whole recursion of compression as one forward pass under one mask (paper: algorithm 1).
 
 Merged memory is attended as extra columns, behind those of the tokens:
 

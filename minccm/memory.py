@@ -1,4 +1,4 @@
-"""The memory: keys and values of what later steps may still see, and nothing else (paper, section 3.1).
+"""The memory: keys and values of what later steps may still see, and nothing else (paper: Mem(t)).
 
 Mem(t) is a list of columns. Concatenation, merging and eviction are no cases here: after a step its own columns are
 added, its slots are merged, and every column that methods.visible hides from later steps is dropped. So full context

@@ -1,4 +1,4 @@
-"""The methods, as data: where COMP tokens go, what becomes of them, and who sees whom (paper, section 3 and figure 2).
+"""The methods, as data: where COMP tokens go, what becomes of them, and who sees whom (paper: figure 2).
 
 Everything else follows from an entry of METHODS: the layout of tokens, the mask and memory slots of the parallel pass,
 the recursion, the picture. Columns of attention are of three kinds: text, COMP tokens, and memory slots, which hold
@@ -144,7 +144,7 @@ def visible(method: Method, q: Columns, k: Columns) -> Tensor:
 def merge_weights(method: Method, steps: int) -> Tensor:
     """float64 (steps, steps): weight of step s in the slots of step t, from the recursion with rate a_t.
 
-    Row t is (1 - a_t) times row t-1 plus a_t at s = t: 1/t each for the running mean (paper, section 3.1).
+    Row t is (1 - a_t) times row t-1 plus a_t at s = t: 1/t each for the running mean (paper: g_update, table 16).
     """
     rows, row = [], torch.zeros(steps, dtype=torch.float64)
     for t in range(steps):

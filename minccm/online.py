@@ -1,4 +1,4 @@
-"""Online: read a context, compress it, forget it; answer an input from the memory (paper, section 3.1 and figure 5).
+"""Online: read a context, compress it, forget it; answer an input from the memory (paper: figure 5).
 
 session = Session(model, method, n)
 session.read(ids)             # h(t) = g_comp(Mem(t-1), c(t)), Mem(t) = g_update(Mem(t-1), h(t))

@@ -1,4 +1,4 @@
-"""Pictures of who sees whom, drawn from the same predicate that makes the masks (paper, figures 2 and 3)."""
+"""Pictures of who sees whom, drawn from the same predicate that makes the masks (paper: algorithm 1)."""
 
 import torch
 

@@ -177,16 +177,17 @@ def test_icl_repeats_no_item():
         assert len({phrase_of(family, text) for text in texts}) == 17
 
 
-def test_icl_classes_are_balanced_and_shown_early():
-    """Demonstrations of two classes differ in number by one at most; the first ones mostly show all classes."""
-    early = 0
+def test_icl_classes_are_shown_early_and_drawn_independently():
+    """Every class is demonstrated, mostly within the first few; the rarest label so far is no likelier than another."""
+    early, rarest = 0, []
     for sample in samples(icl, "test"):
         labels = [context.rsplit(" ", 1)[1] for context in sample["contexts"]]
         counts = Counter(labels)
         assert set(counts) == set(sample["options"])
-        assert max(counts.values()) - min(counts.values()) <= 1
+        rarest.append(sample["target"] == min(counts, key=counts.get))
         early += len(set(labels[: len(counts)])) == len(counts)
-    assert 0.65 < early / len(samples(icl, "test")) < 0.85
+    assert 0.65 < early / len(rarest) < 0.85
+    assert sum(rarest) / len(rarest) == pytest.approx(chance(samples(icl, "test")), abs=0.03)
 
 
 def test_icl_labels_tell_nothing():
