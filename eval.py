@@ -136,7 +136,7 @@ def close_gaps(rows: list[dict]) -> None:
 
     for row in rows:
         none, full = (at.get((row["data"], row["time_step"], method)) for method in ("none", "full"))
-        if none and full and gain(full) != gain(none):
+        if none and full and gain(full) - gain(none) > 0.05:  # else there is no gap to close
             row["gap_closed"] = (gain(row) - gain(none)) / (gain(full) - gain(none))
 
 
@@ -200,7 +200,7 @@ def picture(rows: list[dict], path: Path) -> None:
             right.plot([row["kv_bytes"] / 1024 for row in line], [row[metric] for row in line], **style)
         left.set(title=name, xlabel="time step t (contexts so far)", ylabel=METRICS[metric])
         right.set(xlabel="KV memory (KiB)")
-        right.set_xscale("symlog", linthresh=1)
+        right.set_xscale("symlog", linthresh=10)
         left.legend(fontsize=8)
     save_figure(figure, path)
 
