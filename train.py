@@ -236,12 +236,13 @@ def main():
         runs = BASELINES + [Run(method, options.n, label=label)]
     if options.eval_samples:
         report(options, model, tokenizer, runs)
+    base = "" if options.model == str(cli.TINY) else f" --model {options.model}"
     if options.pretrain:
         print(f"next: python train.py --model {out} --data {options.data}")
     elif method.name == "full":
-        print(f"next: python train.py --model {options.model} --data {options.data} --init {out}")
+        print(f"next: python train.py{base} --data {options.data} --init {out}")
     else:
-        print(f"next: python chat.py --model {options.model} --adapter {out}")
+        print(f"next: python chat.py{base} --adapter {out}")
 
 
 def schedule(step: int, steps: int, warmup: float) -> float:
