@@ -24,7 +24,7 @@ import data
 from data import dialog
 from minccm import cli
 from minccm.checkpoint import load_adapter, load_model, make_folder, write_text
-from minccm.layout import Layout, collate, group, lay_out, segments
+from minccm.layout import Layout, check_length, collate, group, lay_out, segments
 from minccm.mask import predict
 from minccm.methods import Columns, Method, get_method, visible
 from minccm.model import Transformer
@@ -76,11 +76,7 @@ def measure(model: Transformer, tokenizer: Tokenizer, run: Run, samples: list[di
         for target in sample.get("options") or [sample["target"]]:
             contexts, input, output = segments(tokenizer, sample | {"target": target}, run.method.reads)
             layouts.append(lay_out(run.method, run.n, model.config.vocab_size, contexts, input, output))
-    longest = max(int(layout.positions.max()) for layout in layouts) + 1
-    if longest > model.config.max_positions:
-        raise ValueError(
-            f"a sample of {longest} tokens is longer than the model's {model.config.max_positions} positions"
-        )
+            check_length(layouts[-1], model.config.max_positions)
     scores = score(model, run, layouts, budget)
     nll, tokens, recalled, right = 0.0, 0, [], []
     for first, sample in zip(firsts, samples):

@@ -27,7 +27,7 @@ from eval import BASELINES, TIME_STEPS, Run, close_gaps, evaluate, show
 from minccm import cli
 from minccm.checkpoint import load_adapter, load_model, make_folder, save_adapter, save_model, write_text
 from minccm.config import LlamaConfig
-from minccm.layout import Batch, collate, group, lay_out, segments
+from minccm.layout import Batch, check_length, collate, group, lay_out, segments
 from minccm.mask import predict
 from minccm.methods import Method, get_method
 from minccm.model import Transformer
@@ -96,9 +96,7 @@ class Steps(Dataset):
             answered = [max((len(a) for a in answers if ids[-len(a) :] == a), default=0) for ids in contexts]
             vocab_size, weight = self.config.vocab_size, self.options.text_weight
             layout = lay_out(self.method, self.n, vocab_size, contexts, input, target, weight, answered)
-            longest, room = int(layout.positions.max()) + 1, self.config.max_positions
-            if longest > room:
-                raise ValueError(f"a sample of {longest} tokens is longer than the model's {room} positions")
+            check_length(layout, self.config.max_positions)
             layouts.append(layout)
         groups = group([len(layout.tokens) for layout in layouts], self.options.row_tokens)
         return [collate([[layouts[i]] for i in indices]) for indices in groups]
@@ -124,9 +122,8 @@ def new_base(options, device) -> tuple[Transformer, Tokenizer]:
         return load_model(options.init, device, torch.float32).requires_grad_(True), tokenizer
     if not (options.resume and path.is_file()):
         source = data.source(options.data, "train", options.seed)
-        lines = (
-            text for i in range(20000) for text in (lambda s: [*s["contexts"], s["input"], s["target"]])(source(i))
-        )
+        samples = map(source, range(20000))
+        lines = (text for sample in samples for text in (*sample["contexts"], sample["input"], sample["target"]))
         train_tokenizer(lines, path, options.vocab)
     tokenizer = Tokenizer(path)
     config = LlamaConfig(
@@ -141,7 +138,7 @@ def new_base(options, device) -> tuple[Transformer, Tokenizer]:
     )
     model = Transformer(config)
     for name, weight in model.named_parameters():
-        if weight.ndim == 2:  # a small model with the usual std of 0.02 does not learn to copy: see docs/training.md
+        if weight.ndim == 2:  # not the usual std of 0.02, with which a small model hardly learns to copy
             torch.nn.init.normal_(weight, std=1.0 if name == "embed_tokens.weight" else weight.shape[1] ** -0.5)
     return model.to(device), tokenizer
 
@@ -195,8 +192,9 @@ def main():
     started = time.perf_counter()
     for step, batches in enumerate(bar, first):
         began = time.perf_counter()
-        for group_ in optimizer.param_groups:
-            group_["lr"] = options.lr * schedule(step, options.steps, options.warmup)
+        lr = options.lr * schedule(step, options.steps, options.warmup)
+        for parameters in optimizer.param_groups:
+            parameters["lr"] = lr
         weight = sum(float(batch.weights.sum()) for batch in batches)  # of the whole step, however it is split
         total = 0.0
         for batch in batches:
@@ -215,7 +213,6 @@ def main():
         if not math.isfinite(total):
             raise ValueError(f"the loss is {total} at step {step + 1}: try a smaller --lr")
         speed = sum(batch.tokens.numel() for batch in batches) / (time.perf_counter() - began)
-        lr = optimizer.param_groups[0]["lr"]
         entry = {"step": step + 1, "loss": total, "lr": lr, "norm": float(norm), "tokens_per_s": speed}
         log.write(json.dumps(entry | {"s": time.perf_counter() - started}) + "\n")
         bar.set_postfix_str(f"loss {total:.3f}, {speed:,.0f} tokens/s")

@@ -141,13 +141,12 @@ def save_model(folder: str | Path, model: Transformer, dtype: torch.dtype = torc
 
 
 def fingerprint(model: Transformer) -> str:
-    """Tells base models apart: a hash of the shape and a few weights, the same for fp32 and bf16 copies of a model."""
+    """Tells base models apart: a hash of the shape and a few weights, the same for fp32 and bf16 copies of a model.
+
+    The weights are such as LoRA never touches: a step-1 adapter merged in fp32 and in bf16 rounds differently.
+    """
     digest = hashlib.sha256(json.dumps(model.config.to_json(), sort_keys=True).encode())
-    for weight in (
-        model.norm.weight,
-        model.layers[0].self_attn.q_proj.weight[0],
-        model.layers[-1].self_attn.v_proj.weight[0],
-    ):
+    for weight in (model.norm.weight, model.embed_tokens.weight[-1], model.layers[-1].mlp.down_proj.weight[0]):
         digest.update(weight.detach().to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes())
     return digest.hexdigest()[:16]
 
@@ -202,9 +201,8 @@ def load_adapter(
         place.data.copy_(tensors[name])
     found = get_method(info["method"], info["sink"])
     if found.name == "full":
-        for block in model.layers:
-            for projection in ("q_proj", "k_proj", "v_proj", "o_proj"):
-                getattr(block.self_attn, projection).merge_lora()
+        for projection in model.projections():
+            projection.merge_lora()
     return found, info["n"]
 
 

@@ -108,6 +108,12 @@ def lay_out(
     return Layout(*map(torch.from_numpy, arrays))
 
 
+def check_length(layout: Layout, max_positions: int) -> None:
+    """Raises ValueError for a sample that is longer than a model's positions."""
+    if (length := int(layout.positions.max()) + 1) > max_positions:
+        raise ValueError(f"a sample of {length} tokens is longer than the model's {max_positions} positions")
+
+
 @dataclass
 class Batch:
     """B rows of N tokens and M slots, each row one or more samples and then padding."""

@@ -15,6 +15,11 @@ from torch import Tensor
 ALL = True  # as `gate`: every token is adapted, which is plain LoRA (the paper's step 1; the compressive baseline)
 
 
+def lora_gate(comp: Tensor, conditional: bool, adapted: bool) -> Tensor | bool | None:
+    """What LoRA acts on: the rows `comp` of COMP tokens, ALL tokens if it is plain, none if the adapter is left out."""
+    return None if not adapted else comp if conditional else ALL
+
+
 class ConditionalLinear(nn.Linear):
     """A frozen projection, to which `add_lora` gives trainable fp32 matrices A (r, in) and B (out, r)."""
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from minccm.layout import Batch
-from minccm.lora import ALL
+from minccm.lora import lora_gate
 from minccm.methods import Columns, Method, merge_weights, visible
 
 
@@ -86,7 +86,7 @@ def predict(model, method: Method, batch: Batch, flex: bool = False, adapted: bo
     flex: FlexAttention instead of a dense mask. adapted: False leaves the model's adapter out.
     """
     rows = batch.weights.flatten().nonzero()[:, 0]
-    gate = None if not adapted else batch.comp if method.conditional else ALL
+    gate = lora_gate(batch.comp, method.conditional, adapted)
     if method.name == "full" and not batch.packed:
         view = None  # plain causal attention, which needs no mask: padding stands behind the text
     else:

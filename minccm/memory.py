@@ -56,9 +56,8 @@ class Memory:
         memory = self.extended(keys, values, added)
         if len(slots.data):
             memory = memory.merged(method, slots)
-        later = columns(
-            step=self.step + 1, order=self.tokens + len(added.data), last=np.arange(2)
-        )  # a context; an input
+        # a later query: of a context, or of an input
+        later = columns(step=self.step + 1, order=self.tokens + len(added.data), last=np.arange(2))
         kept = visible(method, Columns.of(later, keys.device)[:, None], memory.columns).any(0)
         return Memory(
             memory.keys[:, :, kept],

@@ -29,16 +29,10 @@ class Columns:
 
     sample = property(lambda self: self.data[..., 0])  # which sample of a packed row; -1 where there is none
     kind = property(lambda self: self.data[..., 1])  # TEXT, COMP, SLOT or PAD
-    step = property(
-        lambda self: self.data[..., 2]
-    )  # time step from 0; input and output are the step after the last context
-    index = property(
-        lambda self: self.data[..., 3]
-    )  # j of a COMP token or slot; of text, the slot it is pooled in (or -1)
+    step = property(lambda self: self.data[..., 2])  # time step from 0; input and output have the last one
+    index = property(lambda self: self.data[..., 3])  # j of a COMP token or slot; of text, its slot (or -1)
     order = property(lambda self: self.data[..., 4])  # place in the sequence, for causality
-    last = property(
-        lambda self: self.data[..., 5] == 1
-    )  # belongs to input and output, which answer and do not compress
+    last = property(lambda self: self.data[..., 5] == 1)  # of input and output, which answer and do not compress
     first = property(lambda self: self.data[..., 6] == 1)  # is BOS: the sink, where there is one
 
     text = property(lambda self: self.kind == TEXT)

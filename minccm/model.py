@@ -135,12 +135,15 @@ class Transformer(nn.Module):
     def add_adapter(self, n: int, r: int = 8, alpha: float = 16, dropout: float = 0.05) -> None:
         """Freezes the base and adds what trains: A and B of every q, k, v, o projection, and n COMP embeddings."""
         self.requires_grad_(False)
-        for block in self.layers:
-            for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
-                getattr(block.self_attn, name).add_lora(r, alpha, dropout)
+        for projection in self.projections():
+            projection.add_lora(r, alpha, dropout)
         table = self.embed_tokens.weight.detach().float()
         if n:  # as the vocabulary's embeddings are spread
             self.comp_embeddings = nn.Parameter(table.mean(0) + table.std(0) * torch.randn(n, table.shape[1]).to(table))
+
+    def projections(self) -> list[ConditionalLinear]:
+        """All that LoRA can adapt: q, k, v and o of every layer."""
+        return [module for module in self.modules() if isinstance(module, ConditionalLinear)]
 
     def adapter_state(self) -> dict[str, Tensor]:
         """The trainable tensors by name: layers.L.self_attn.X_proj.lora_A and lora_B, and comp_embeddings."""

@@ -1,8 +1,10 @@
 """Online: read a context, compress it, forget it; answer an input from the memory (paper: figure 5).
 
-session = Session(model, method, n)
-session.read(ids)             # h(t) = g_comp(Mem(t-1), c(t)), Mem(t) = g_update(Mem(t-1), h(t))
-session.generate(ids)         # O(t) ~ p( . | Mem(t), I(t))
+Three lines are the whole of it:
+
+    session = Session(model, method, n)
+    session.read(ids)             # h(t) = g_comp(Mem(t-1), c(t)), Mem(t) = g_update(Mem(t-1), h(t))
+    session.generate(ids)         # O(t) ~ p( . | Mem(t), I(t))
 """
 
 from collections.abc import Iterator
@@ -12,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minccm.layout import step_columns
-from minccm.lora import ALL
+from minccm.lora import lora_gate
 from minccm.memory import Memory
 from minccm.methods import Columns, Method, visible
 from minccm.model import Transformer
@@ -106,11 +108,10 @@ class Session:
         added, slots = Columns.of(added, self.device), Columns.of(slots, self.device)
         positions = torch.from_numpy(memory.position + offsets).to(self.device)[None]
         comp = added.comp.nonzero()[:, 0]
-        gate = None if not self.adapted else comp if self.method.conditional else ALL
-        logits = self.model(tokens, positions, view := Recursive(self.method, memory, added), comp, gate)[
-            0
-        ]  # (N, vocab_size)
-        return logits, torch.stack(view.keys), torch.stack(view.values), added, slots
+        gate = lora_gate(comp, self.method.conditional, self.adapted)
+        view = Recursive(self.method, memory, added)
+        logits = self.model(tokens, positions, view, comp, gate)  # (1, N, vocab_size)
+        return logits[0], torch.stack(view.keys), torch.stack(view.values), added, slots
 
 
 def sample(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator | None = None) -> int:

@@ -90,6 +90,18 @@ def test_step_two_starts_from_step_one(micro, tmp_path):
     bare, adapted = load_model(micro), load_model(micro)
     assert load_adapter(adapted, tmp_path / "step2")[0].name == "ccm-merge"
     assert not torch.equal(bare.layers[0].self_attn.q_proj.weight, adapted.layers[0].self_attn.q_proj.weight)
+    rounded = load_model(micro, dtype=torch.bfloat16)  # trained in fp32, used in bf16: still the same base
+    assert load_adapter(rounded, tmp_path / "step2")[0].name == "ccm-merge"
+
+
+def test_a_base_from_nothing(tmp_path):
+    """--pretrain makes a folder in the official layout, with a tokenizer, that loads and that an adapter trains on."""
+    shape = ["--dim", "16", "--ffn", "24", "--layers", "1", "--heads", "2", "--vocab", "600"]
+    train(tmp_path, tmp_path / "base", "--pretrain", *shape)
+    model = load_model(tmp_path / "base")
+    assert (model.config.dim, model.config.n_layers, model.config.vocab_size) == (16, 1, 600)
+    train(tmp_path / "base", tmp_path / "adapter")
+    assert load_adapter(model, tmp_path / "adapter") == (get_method("ccm-concat"), 2)
 
 
 def test_adapters_and_models_survive_a_round_trip(micro, tmp_path):
