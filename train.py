@@ -176,6 +176,8 @@ def main():
             block.compile(dynamic=True)
     if device.type == "cuda":
         torch.set_num_threads(1)  # the cores are for those who make the samples
+    else:
+        torch.set_num_threads(torch.get_num_threads())  # left alone it may follow the load, and rounding with it
     decay = 0.1 if options.pretrain else 0.0
     optimizer = torch.optim.AdamW(trained.values(), lr=options.lr, betas=(0.9, 0.95), weight_decay=decay)
 

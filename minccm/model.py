@@ -173,5 +173,6 @@ class Transformer(nn.Module):
         x = self.embed_tokens(tokens.clamp(max=self.config.vocab_size - 1))
         if comp is None or self.comp_embeddings is None:
             return x
-        embeddings = self.comp_embeddings[tokens.flatten()[comp] - self.config.vocab_size]  # (C, dim)
+        # F.embedding, not indexing, of which the gradient is summed in an order that changes from run to run
+        embeddings = F.embedding(tokens.flatten()[comp] - self.config.vocab_size, self.comp_embeddings)  # (C, dim)
         return x.flatten(0, 1).index_copy(0, comp, embeddings.to(x.dtype)).view_as(x)

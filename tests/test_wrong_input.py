@@ -11,6 +11,7 @@ import eval
 import train
 from minccm import cli
 from minccm.checkpoint import load_model, save_adapter
+from minccm.layout import check_length, lay_out
 from minccm.methods import get_method
 
 
@@ -93,6 +94,14 @@ def test_too_long(complains, copy, monkeypatch, tmp_path):
     monkeypatch.setattr("sys.stdin", io.StringIO())
     monkeypatch.setattr("builtins.input", lambda prompt: "a long story " * 10)
     complains(chat, "--model", copy, "--adapter", copy / "adapter", says=["longer", "8 positions"])
+
+
+def test_longest_sample():
+    """A sample may fill the model's positions to the last, and not one more; COMP tokens take none of their own."""
+    layout = lay_out(get_method("ccm-concat"), 2, 100, [[5] * 4], [6] * 3, [7, 2])  # positions 0 to 8
+    check_length(layout, 9)
+    with pytest.raises(ValueError, match="9 tokens"):
+        check_length(layout, 8)
 
 
 def adapted(folder):
