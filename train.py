@@ -12,7 +12,6 @@ gradients for nothing but the conditional LoRA and the COMP embeddings (paper: a
 import json
 import math
 import os
-import random
 import shutil
 import time
 from pathlib import Path
@@ -54,13 +53,13 @@ def arguments():
     add("--dropout", type=float, default=0.0, help="of LoRA's input")
     add("--text-weight", type=float, default=None, help="loss weight of other text; by default 0, --pretrain 0.1")
     add("--row-tokens", type=int, default=None, help="tokens of one forward pass; by default 2048, on a GPU 65536")
-    add("--init", default=None, help="start from this step-1 adapter; with --pretrain, from this model")
+    add("--init", default=None, help="a step-1 adapter, or one of this method to go on from; with --pretrain, a model")
     add("--compile", action="store_true", help="compile the blocks with torch.compile: slower to start, then faster")
     add("--resume", action="store_true", help="go on from the checkpoint in the output folder")
     add("--save-every", type=int, default=100, help="steps between checkpoints")
     add("--eval-samples", type=int, default=100, help="test samples a time step in the final table; 0 for no table")
     add("--pretrain", action="store_true", help="train a base model from nothing, and write it to --out")
-    for name, value in (("dim", 256), ("ffn", 704), ("layers", 6), ("heads", 8), ("vocab", 3072), ("positions", 2048)):
+    for name, value in (("dim", 192), ("ffn", 512), ("layers", 6), ("heads", 6), ("vocab", 3072), ("positions", 2048)):
         add(f"--{name}", type=int, default=value, help="shape of the --pretrain model")
     options = parser.parse_args()
     if options.pretrain:
@@ -87,13 +86,13 @@ class Steps(Dataset):
 
     def __getitem__(self, step: int) -> list[Batch]:
         layouts = []
-        grown = min(1.0, (step + 1) / max(1, self.options.grow * self.options.steps))
+        grown = (step + 1) / max(1, self.options.grow * self.options.steps)
+        # Short samples first: what is close is learned many times faster than what is far, and carries over.
+        longest = None if grown >= 1 else 2 + int(grown * 28)
         for index in range(step * self.options.batch, (step + 1) * self.options.batch):
-            sample = shorten(self.source(index), grown, index)
+            sample = self.source(index, longest)
             contexts, input, target = segments(self.tokenizer, sample, self.method.reads)
-            answers = [self.tokenizer.encode(option) for option in sample.get("options", [])]
-            # a demonstration ends in an answer, too
-            answered = [max((len(a) for a in answers if ids[-len(a) :] == a), default=0) for ids in contexts]
+            answered = answer_lengths(self.tokenizer, sample, contexts)
             vocab_size, weight = self.config.vocab_size, self.options.text_weight
             layout = lay_out(self.method, self.n, vocab_size, contexts, input, target, weight, answered)
             check_length(layout, self.config.max_positions)
@@ -102,14 +101,13 @@ class Steps(Dataset):
         return [collate([[layouts[i]] for i in indices]) for indices in groups]
 
 
-def shorten(sample: dict, share: float, index: int) -> dict:
-    """The sample with about this share of its contexts, and in any case the one that tells the answer.
-
-    Short samples first: what is close is learned many times faster than what is far, and carries over.
-    """
-    rng, told = random.Random(index), len(sample["contexts"]) - sample.get("distance", 0)
-    kept = [text for i, text in enumerate(sample["contexts"]) if i == told or rng.random() < share]
-    return sample | {"contexts": kept or sample["contexts"][-1:]}
+def answer_lengths(tokenizer: Tokenizer, sample: dict, contexts: list[list[int]]) -> list[int]:
+    """How many tokens at the end of each context are an answer: a demonstration's label, or all that the Bot says."""
+    labels = [tokenizer.encode(option) for option in sample.get("options", [])]
+    lengths = [max((len(x) for x in labels if ids[-len(x) :] == x), default=0) for ids in contexts]
+    for i in sample.get("answers", []):
+        lengths[i] = len(contexts[i]) - 1
+    return lengths
 
 
 def new_base(options, device) -> tuple[Transformer, Tokenizer]:
@@ -163,12 +161,19 @@ def main():
         trained = dict(model.named_parameters())
     else:
         model, tokenizer = load_model(options.model, device, dtype), Tokenizer(options.model)
+        goes_on = False
         if options.init:
-            if load_adapter(model, options.init)[0].name != "full":
-                raise ValueError(f"--init {options.init} is no step-1 adapter: train one with --method full")
-            if Path(options.init).resolve() != (out / "init").resolve():
-                shutil.copytree(options.init, out / "init", dirs_exist_ok=True)
-        model.add_adapter(options.n, options.r, options.alpha, options.dropout)
+            found, n = load_adapter(model, options.init)
+            goes_on = found.name != "full"
+            if goes_on and (found, n) != (method, options.n):
+                raise ValueError(
+                    f"--init {options.init} is neither of step 1 nor of {method.name} with n = {options.n}"
+                )
+            step1 = Path(options.init) / "init" if goes_on else Path(options.init)
+            if step1.is_dir() and step1.resolve() != (out / "init").resolve():
+                shutil.copytree(step1, out / "init", dirs_exist_ok=True)
+        if not goes_on:
+            model.add_adapter(options.n, options.r, options.alpha, options.dropout)
         trained = model.adapter_state()
     model.train()
     if options.compile:

@@ -2,9 +2,10 @@
 
     {"contexts": ["User: I live in Oslo.", "Bot: How nice!"], "input": "User: Where?\\nBot:", "target": "Oslo."}
 
-contexts are c(1) ... c(t) of the paper, input is I(t) and target O(t). Three more fields are optional: "options", the
+contexts are c(1) ... c(t) of the paper, input is I(t) and target O(t). Four more fields are optional: "options", the
 candidates of a multiple choice (the target is one of them); "answer", the part of the target that counts as recalled;
-"distance", how many contexts ago it was told (1: in the last one before the input).
+"distance", how many contexts ago it was told (1: in the last one before the input); "answers", the numbers (from 0) of
+the contexts that answer from earlier ones as the target does: one forward pass can learn from these as well.
 
 A dataset module has `sample(split, index, seed)`, the index-th sample of "train", "validation" or "test"; where a time
 step t is more than "the first t contexts", it also has `sample_at(split, index, time_step, seed)`.
@@ -22,28 +23,44 @@ GENERATED = ("dialog", "icl", "persona")  # made by our own generators: no downl
 SPLITS = ("train", "validation", "test")
 
 
-def source(names: str, split: str, seed: int = 0) -> Callable[[int], dict]:
+def source(names: str, split: str, seed: int = 0) -> Callable[..., dict]:
     """A function from index (0, 1, ...) to sample, for datasets named as in "dialog" or, mixed evenly, "dialog,icl".
+
+    Called with `longest` as well, it gives a sample of 1 to so many contexts: the short ones that training begins with.
 
     A name is that of a dataset here, or the path of a JSON-lines file (which then serves every split) or of a folder
     with train.jsonl, validation.jsonl and test.jsonl; files are gone through again and again, shuffled each time.
     Raises ValueError, in one line that says what to do, when there is no such dataset, file or split.
     """
     parts = [_source(name, split, seed) for name in names.split(",")]
-    return lambda index: parts[index % len(parts)](index // len(parts))
+    return lambda index, longest=None: parts[index % len(parts)](index // len(parts), longest)
 
 
-def _source(name: str, split: str, seed: int) -> Callable[[int], dict]:
+def _source(name: str, split: str, seed: int) -> Callable[[int, int | None], dict]:
     if name in GENERATED:
         module = importlib.import_module(f"data.{name}")
-        return lambda index: module.sample(split, index, seed)
+
+        def make(index: int, longest: int | None) -> dict:
+            if longest and hasattr(module, "sample_at"):
+                time_step = random.Random(f"{seed}/{index}").randint(1, longest)
+                return module.sample_at(split, index, time_step, seed)
+            return shorten(module.sample(split, index, seed), longest)
+
+        return make
     samples = read_jsonl(_path(name, split))
 
     @functools.lru_cache(2)
     def order(epoch: int) -> list[int]:
         return random.Random(f"{seed}/{epoch}").sample(range(len(samples)), len(samples))
 
-    return lambda index: samples[order(index // len(samples))[index % len(samples)]]
+    return lambda index, longest: shorten(samples[order(index // len(samples))[index % len(samples)]], longest)
+
+
+def shorten(sample: dict, longest: int | None) -> dict:
+    """The sample with its last contexts only, at most `longest` and, where it has a distance, all from there on."""
+    cut = max(0, len(sample["contexts"]) - max(longest or 10**9, sample.get("distance", 1)))
+    answers = [i - cut for i in sample.get("answers", []) if i >= cut]
+    return sample | {"contexts": sample["contexts"][cut:], "answers": answers} if cut else sample
 
 
 def at_step(name: str, split: str, time_step: int, count: int, seed: int = 0) -> list[dict]:
@@ -106,6 +123,9 @@ def check(sample: object) -> None:
         raise ValueError("'target' is not among 'options'")
     if sample.get("answer", "") not in sample["target"]:
         raise ValueError("'answer' is not part of 'target'")
+    answers = sample.get("answers", [])
+    if not isinstance(answers, list) or not all(i in range(len(sample["contexts"])) for i in answers):
+        raise ValueError("'answers' is to be a list of numbers of contexts, the first being 0")
     distance = sample.get("distance", 1)
     if (
         isinstance(distance, bool)

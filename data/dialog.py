@@ -21,6 +21,7 @@ from data import SPLITS, main
 TURNS = range(4, 31)  # of a dialogue of `generate`: its contexts, the input and the target
 REACH = 20  # the asked fact is told at most this many contexts ago
 RECALL = 0.7  # share of the samples of `generate` that end in a recall question
+FORGETFUL = 0.5  # share of the dialogues in which the User asks for facts all the time, and not just now and then
 
 # ---------------------------------------------------------------------------------------------------------- values
 
@@ -1150,8 +1151,8 @@ GREETINGS = ["Hello! ", "Hi there! ", "Good morning. ", "Good evening. ", "Welco
 OPENINGS = [["How are you today?"], ["How was your day?", "How was your week?", "How was your weekend?"],
             ["What is new?", "What is on your mind?"], ["Tell me about your day."], ["What can I do for you?"]]
 REPLIES = {  # answers that fit every kind, by who told the fact
-    "user": ["You said {}.", "You mentioned {}.", "You said it was {}.", "If I remember well, {}."],
-    "bot": ["I said {}.", "As I said, {}.", "I said it was {}.", "If I remember well, {}."],
+    "user": ["You mentioned {}.", "You said it was {}.", "If I remember well, {}."],
+    "bot": ["As I said, {}.", "I said it was {}.", "If I remember well, {}."],
 }
 SURE = ["Sure. ", "Of course. ", "Yes. ", "I remember. ", "Let me think. "]
 ACKS = ["Got it.", "I see.", "Thanks for telling me.", "I will remember that.", "Noted.", "Good to know.", "Oh, nice.",
@@ -1270,6 +1271,7 @@ KEEP = {"I", *WOMEN, *MEN, *INVENTED}  # these words begin with a capital everyw
 FIRST = {"user": dict(I="I", am="am", me="me"), "bot": dict(I="you", am="are", me="you")}
 MIX = {  # the exchanges and their cumulative weights; "user" and "bot": those in which that one tells the asked fact
     None: (("telling", "request", "note", "again", "change", "chat", "echo"), (43, 56, 60, 71, 74, 98, 100)),
+    "forgetful": (("telling", "request", "note", "again", "change", "chat", "echo"), (30, 38, 42, 82, 85, 98, 100)),
     "user": (("telling", "change"), (88, 100)),
     "bot": (("request", "note", "again", "echo"), (50, 65, 88, 100)),
 }
@@ -1338,6 +1340,8 @@ class Dialogue:
     def __init__(self, rng: random.Random, split: str):
         self.rng, self.split = rng, split
         self.contexts, self.told, self.asked = [], [], None
+        self.answers = []  # the contexts that answer from earlier ones
+        self.mix = MIX["forgetful" if rng.random() < FORGETFUL else None]
         self.used = []  # values and names so far: no new value is part of one of them, or the other way round
 
     def pick(self, lines: list[list[str]]) -> str:
@@ -1404,14 +1408,14 @@ class Dialogue:
         return self.rng.choice(CLAUSES).format(self.pick(fact.kind.clause).format(**forms))
 
     def answer(self, fact: Fact) -> str:
-        """What the Bot says to that: a sentence of the kind, or one that suits every kind, or the value alone."""
-        value, chance = fact.value, self.rng.random()
-        if chance < 0.12 and not value[0].islower():
-            return value + "."
-        if chance < 0.35:
+        """What the Bot says to that: a sentence of the kind, or one that suits every kind.
+
+        Where in it the value begins is plain from the words before: recall is of the value, not of the wording.
+        """
+        if self.rng.random() < 0.35:
             return self.rng.choice(REPLIES[fact.teller]).format(_phrase(fact))
         forms = fact.subject.pronoun if self.rng.random() < 0.4 else None
-        return self.aside(SURE, self.say(fact.kind.reply, "bot", forms or fact.subject.bot, value), 0.15)
+        return self.aside(SURE, self.say(fact.kind.reply, "bot", forms or fact.subject.bot, fact.value), 0.15)
 
     def known(self, teller: str = "") -> list[Fact]:
         """The facts that may come up again: not the one that is asked in the end, for its distance is settled."""
@@ -1470,6 +1474,7 @@ class Dialogue:
         if not self.known():
             return self.request()
         fact = self.rng.choice(self.known())
+        self.answers.append(len(self.contexts) + 1)
         return self.question(fact), self.answer(fact), fact
 
     def change(self):
@@ -1492,7 +1497,7 @@ class Dialogue:
 
     def exchange(self, teller: str | None = None):
         """The next two turns. With a teller, one of them tells (or tells again) a fact, and `asked` is that fact."""
-        kinds, weights = MIX[teller]
+        kinds, weights = MIX[teller] if teller else self.mix
         which = self.rng.choices(kinds, cum_weights=weights)[0]
         user, bot, fact = self.telling(echo=True) if which == "echo" else getattr(self, which)()
         self.contexts += ["User: " + user, "Bot: " + bot]
@@ -1511,12 +1516,13 @@ class Dialogue:
             self.exchange({0: "user", 1: "bot"}.get(index - len(self.contexts)) if index is not None else None)
         if distance is None:
             user, bot, _ = self.chat() if self.rng.random() < 0.5 else self.telling()
-            return dict(contexts=self.contexts, input=f"User: {user}\nBot:", target=bot)
+            return dict(contexts=self.contexts, input=f"User: {user}\nBot:", target=bot, answers=self.answers)
         answer, text = self.asked.value, f"User: {self.question(self.asked)}\nBot:"
         if any(answer.lower() in later.lower() for later in (*self.contexts[index + 1:], text)):
             return None
         target = self.answer(self.asked)
-        return dict(contexts=self.contexts, input=text, target=target, answer=answer, distance=distance)
+        return dict(contexts=self.contexts, input=text, target=target, answer=answer, distance=distance,
+                    answers=self.answers)
 
 
 def _dialogue(rng: random.Random, split: str, steps: int, distance: int | None) -> tuple[dict, Dialogue]:

@@ -89,7 +89,7 @@ def lay_out(
     tokens at the end of each context are then an answer of weight 1 themselves.
     """
     if method.comp == "end":  # one block of COMP tokens: all contexts are one step
-        contexts = [sum(contexts, [])] if contexts else []
+        contexts, answered = [sum(contexts, [])] if contexts else [], []
     steps = [*(contexts if method.reads else []), input + target]
     positions, data, slots = step_columns(method, n, [len(text) for text in steps])
     tokens = np.empty(len(data), np.int64)

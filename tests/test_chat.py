@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 import chat
 from minccm import cli
 from tests.conftest import ROOT
@@ -17,14 +19,15 @@ def talk(*lines, options=()):
     return done.stdout.splitlines()
 
 
-def test_it_remembers():
-    """Told a city, then talked to of other things, the shipped model still knows it with full context in view."""
+@pytest.mark.parametrize("method", ["full", "ccm-concat"])
+def test_it_remembers(method):
+    """Told a city, then talked to of other things, the shipped model still knows it: from the text, or from memory."""
     replies = talk(
         "My sister lives in Lisbon.",
         "",  # an empty line is no turn
         "The weather is lovely today.",
         "Do you remember where my sister lives?",
-        options=["--method", "full"],
+        options=["--method", method],
     )
     assert len(replies) == 3 and "Lisbon" in replies[-1], replies
 

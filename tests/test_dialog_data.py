@@ -82,6 +82,20 @@ def test_answers_are_recalled(split, seed):
             sound(sample)
 
 
+def test_answers_in_contexts(made):
+    """The contexts that are said to answer are the Bot's, and say what a context before the question has told."""
+    every = {value for tables in dialog.VALUES.values() for table in tables for value in table}
+    answers = 0
+    for sample, _ in made["train"][:300]:
+        for i in sample["answers"]:
+            text, question, *earlier = sample["contexts"][i::-1]
+            said = {value for value in every if value in text}
+            assert text.startswith("Bot: ") and question.startswith("User: ")
+            assert any(value in told for value in said for told in earlier), (question, text)
+            answers += 1
+    assert answers > 300  # one forward pass has several
+
+
 def test_every_time_step_and_distance():
     """generate_at keeps to the time step and the distance that are asked for, and its samples are sound as well."""
     for step in range(1, 29):
@@ -227,17 +241,18 @@ def test_unknown_split():
 
 PINNED = {
     "contexts": [
-        "User: The traffic was awful this morning.",
-        "Bot: That costs a lot of time. Before I forget: your aunt must catch the train at six twenty.",
-        "User: How are you?",
-        "Bot: I am fine, thanks. And you?",
-        "User: Linda is coming with me to the wedding. I will catch the train at six five.",
-        "Bot: Oh, nice.",
-        "User: I am going to the lecture with Chris.",
-        "Bot: Interesting! A small note: my home town is Lahore.",
+        "User: My brother gets up at eleven thirty every day, and he has a tiny cat as a pet.",
+        "Bot: Great! A good start to the day.",
+        "User: I am very down today.",
+        "Bot: I am sorry to hear that.",
+        "User: You are a good listener.",
+        "Bot: Thank you, I try.",
+        "User: Have you heard from my old friend Charles?",
+        "Bot: Yes, I have a message from your old friend Charles. He wishes for a blue scarf.",
     ],
-    "input": "User: Could you remind me what your home town is?\nBot:",
-    "target": "I come from Lahore.",
-    "answer": "Lahore",
+    "input": "User: What does Charles want for his birthday?\nBot:",
+    "target": "Of course. Your old friend Charles wants a blue scarf.",
+    "answer": "blue scarf",
     "distance": 1,
+    "answers": [],
 }

@@ -11,11 +11,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import data
 from minccm.checkpoint import load_adapter, load_model, save_adapter, save_model
 from minccm.config import LlamaConfig
+from minccm.layout import lay_out, segments
 from minccm.methods import get_method
 from minccm.model import Transformer
+from minccm.tokenizer import Tokenizer
 from tests.conftest import ROOT
+from train import answer_lengths
 
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}  # bit for bit also on a machine that is busy with other tests
 
@@ -97,6 +101,48 @@ def test_step_two_starts_from_step_one(micro, tmp_path):
     assert not torch.equal(bare.layers[0].self_attn.q_proj.weight, adapted.layers[0].self_attn.q_proj.weight)
     rounded = load_model(micro, dtype=torch.bfloat16)  # trained in fp32, used in bf16: still the same base
     assert load_adapter(rounded, tmp_path / "step2")[0].name == "ccm-merge"
+
+
+def test_an_adapter_goes_on(micro, tmp_path):
+    """--init with an adapter of the same method goes on from it: with a learning rate of 0 it stays what it was."""
+    train(micro, tmp_path / "step1", "--method", "full")
+    train(micro, tmp_path / "one", "--init", tmp_path / "step1")
+    train(micro, tmp_path / "two", "--init", tmp_path / "one", "--lr", "0")
+    one, two = (load_model(micro) for _ in range(2))
+    assert load_adapter(one, tmp_path / "one") == load_adapter(two, tmp_path / "two")
+    theirs = two.state_dict()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in one.state_dict().items())
+
+
+def test_learning_begins_with_short_samples():
+    """The first steps have few contexts, the later ones more, and no answer without the context that tells it."""
+    for name in ("dialog", "icl", "persona"):
+        make = data.source(name, "train")
+        short = [make(index, 3) for index in range(50)]
+        assert max(len(sample["contexts"]) for sample in short) == 3
+        assert max(len(make(index)["contexts"]) for index in range(50)) >= 16
+    sample = {"contexts": list("abcdef"), "input": "x", "target": "y", "distance": 4, "answers": [1, 4]}
+    assert data.shorten(sample, 2) == sample | {"contexts": list("cdef"), "answers": [2]}
+
+
+def test_answers_in_contexts_count(tiny):
+    """All that the Bot answers, and each demonstration's label, is learned as the target is; other text is not."""
+    tokenizer = Tokenizer(tiny)
+    chat = {"contexts": ["Bot: Hello.", "User: Where?", "Bot: In Oslo."], "input": "User: So?\nBot:", "target": "Yes."}
+    demonstrations = {
+        "contexts": ["a: amber", "b: nova"],
+        "input": "c:",
+        "target": "nova",
+        "options": ["amber", "nova"],
+    }
+    for sample, learned in ((chat | {"answers": [2]}, "Bot: In Oslo.Yes."), (demonstrations, "ambernovanova")):
+        contexts, input, target = segments(tokenizer, sample)
+        lengths = answer_lengths(tokenizer, sample, contexts)
+        for name in ("full", "ccm-concat", "ccm-merge", "gist"):
+            layout = lay_out(get_method(name), 2, tokenizer.vocab_size, contexts, input, target, 1e-9, lengths)
+            ids = layout.labels[layout.weights == 1].tolist()
+            only = sample["target"] if name == "gist" else learned  # gist compresses once, after all of the contexts
+            assert tokenizer.decode(ids).replace(" ", "") == only.replace(" ", "")
 
 
 def test_a_base_from_nothing(tmp_path):

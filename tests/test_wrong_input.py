@@ -121,6 +121,8 @@ def test_impossible_settings(complains, tmp_path):
     complains(train, "--batch", 0, "--out", tmp_path, says=["--batch"])
     complains(train, "--method", "none", "--out", tmp_path, says=["nothing to train"])
     complains(train, "--resume", "--out", tmp_path, says=["nothing to resume"])
+    other = cli.TINY / "ccm-merge"
+    complains(train, "--init", other, "--out", tmp_path, says=[f"{other}", "ccm-concat with n = 2"])
 
 
 @pytest.mark.parametrize(
@@ -131,6 +133,7 @@ def test_impossible_settings(complains, tmp_path):
         ('{"contexts": "a", "input": "a", "target": "b"}', "'contexts' is to be a list of strings"),
         ('{"contexts": ["a"], "input": "a", "target": "b", "options": ["c"]}', "'target' is not among 'options'"),
         ('{"contexts": ["a"], "input": "a", "target": "b", "answer": "c"}', "'answer' is not part of 'target'"),
+        ('{"contexts": ["a"], "input": "a", "target": "b", "answers": [1]}', "'answers' is to be a list of numbers"),
         ("[]", "a sample is a JSON object"),
         ("\udcff", "line 2"),
     ],
