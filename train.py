@@ -25,7 +25,7 @@ from tqdm import tqdm
 import data
 from eval import BASELINES, TIME_STEPS, Run, close_gaps, evaluate, show
 from minccm import cli
-from minccm.checkpoint import load_adapter, load_model, make_folder, save_adapter, save_model, write_text
+from minccm.checkpoint import load_model, make_folder, save_adapter, save_model, write_text
 from minccm.config import LlamaConfig
 from minccm.layout import Batch, check_length, collate, group, lay_out, segments
 from minccm.mask import predict
@@ -38,7 +38,7 @@ SETTINGS = "data method n sink r alpha dropout lr batch steps warmup text_weight
 
 def arguments():
     parser = cli.parser(__doc__.split("\n")[0])
-    parser.set_defaults(method="ccm-concat")
+    parser.set_defaults(method="ccm-concat", sink=False)
     add = parser.add_argument
     add("--data", default="dialog", help=f"{', '.join(data.GENERATED)}, JSON-lines files; several with commas between")
     add("--out", default=None, help="output folder; by default runs/DATA-METHOD")
@@ -47,19 +47,16 @@ def arguments():
     add("--lr", type=float, default=3e-3, help="peak learning rate; cosine to a tenth")
     add("--warmup", type=float, default=0.03, help="share of the steps in which the learning rate rises")
     add("--grow", type=float, default=0.5, help="share of the steps in which samples grow to their length")
-    add("--n", type=int, default=None, help="COMP tokens a step; by default 2, or 8 for merging methods")
-    add("--sink", action="store_true", help="keep BOS visible to everything")
     add("--r", type=int, default=16, help="rank of LoRA")
     add("--alpha", type=float, default=32, help="scale of LoRA: alpha / r")
     add("--dropout", type=float, default=0.0, help="of LoRA's input")
     add("--text-weight", type=float, default=None, help="loss weight of other text; by default 0, --pretrain 0.1")
     add("--row-tokens", type=int, default=None, help="tokens of one forward pass; by default 2048, on a GPU 65536")
-    add("--init", default=None, help="start from this step-1 adapter; with --pretrain, from this model")
     add("--compile", action="store_true", help="compile the blocks with torch.compile: slower to start, then faster")
     add("--resume", action="store_true", help="go on from the checkpoint in the output folder")
     add("--save-every", type=int, default=100, help="steps between checkpoints")
     add("--eval-samples", type=int, default=100, help="test samples a time step in the final table; 0 for no table")
-    add("--pretrain", action="store_true", help="train a base model from nothing, and write it to --out")
+    add("--pretrain", action="store_true", help="train a base model, from nothing or the model --init, and write it")
     for name, value in (("dim", 256), ("ffn", 704), ("layers", 6), ("heads", 8), ("vocab", 3072), ("positions", 2048)):
         add(f"--{name}", type=int, default=value, help="shape of the --pretrain model")
     options = parser.parse_args()
@@ -162,12 +159,9 @@ def main():
         model, tokenizer = new_base(options, device)
         trained = dict(model.named_parameters())
     else:
-        model, tokenizer = load_model(options.model, device, dtype), Tokenizer(options.model)
-        if options.init:
-            if load_adapter(model, options.init)[0].name != "full":
-                raise ValueError(f"--init {options.init} is no step-1 adapter: train one with --method full")
-            if Path(options.init).resolve() != (out / "init").resolve():
-                shutil.copytree(options.init, out / "init", dirs_exist_ok=True)
+        model, tokenizer = cli.open_base(options)
+        if options.init and Path(options.init).resolve() != (out / "init").resolve():
+            shutil.copytree(options.init, out / "init", dirs_exist_ok=True)
         model.add_adapter(options.n, options.r, options.alpha, options.dropout)
         trained = model.adapter_state()
     model.train()
