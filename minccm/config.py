@@ -28,8 +28,8 @@ class LlamaConfig:
     def __post_init__(self):
         for name in ("vocab_size", "dim", "ffn_dim", "n_layers", "n_heads", "n_kv_heads", "head_dim", "max_positions"):
             size = getattr(self, name)
-            if not isinstance(size, int) or (size < 1 and (name, size) != ("vocab_size", UNTOLD)):
-                raise ValueError(f"{name} is to be a whole number from 1 on, not {size!r}")
+            if type(size) is not int or not (1 <= size <= 2**20 or (name, size) == ("vocab_size", UNTOLD)):
+                raise ValueError(f"{name} is to be a whole number from 1 to {2**20}, not {size!r}")
         if self.n_heads % self.n_kv_heads or self.head_dim % 2:
             raise ValueError(f"{self.n_heads} heads of {self.head_dim} do not fit {self.n_kv_heads} key/value heads")
         scaling = [number for key, number in (self.rope_scaling or {}).items() if key != "rope_type"]
@@ -89,7 +89,7 @@ def read_config(folder: str | Path) -> LlamaConfig:
                 return parse(json.loads(path.read_text("utf-8")))
             except KeyError as error:
                 raise ValueError(f"{path}: the entry {error} is missing") from None
-            except (TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+            except (TypeError, AttributeError, ArithmeticError, IndexError, RecursionError) as error:
                 raise ValueError(f"{path}: an entry is of a wrong kind ({error})") from None
             except ValueError as error:
                 raise ValueError(f"{path}: {error}") from None
