@@ -7,6 +7,7 @@ python weights.py --adapter runs/mine --out DIR     # an adapter of ours in the 
 
 import json
 import re
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -59,9 +60,12 @@ def export_adapter(folder: str | Path, out: str | Path) -> Path:
     theirs = ours.get(info["method"])
     if theirs is None and info["method"] != "full":
         raise ValueError(f"{folder}: the authors' code has no {info['method']}, but {', '.join(ours)}")
-    title = [info.get("base_name", "llama")]
-    if (folder / "init").is_dir():
+    title = [str(info.get("base_name", "llama"))]
+    if (folder / "init" / "adapter.json").is_file():
         title = ["finetune/" + export_adapter(folder / "init", out).name]
+    elif (folder / "init").is_dir():  # theirs
+        shutil.copytree(folder / "init", make_folder(out) / f"{title[0]}-no", dirs_exist_ok=True)
+        title = [f"finetune/{title[0]}-no"]
     if theirs is None:
         title += ["no"]
     else:

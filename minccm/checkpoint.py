@@ -126,14 +126,16 @@ def open_tensors(path: Path) -> dict[str, Part]:
 
 def _find_tensors(folder: Path, head_dim: int) -> dict[str, list[Part]]:
     """The tensors of a folder's weights by our name: one part each, or one in each of Meta's model-parallel files."""
-    names = ("model.safetensors", "pytorch_model.bin")
-    files = [folder / name for name in names if (folder / name).is_file()][:1]
-    for index in [folder / f"{name}.index.json" for name in names] if not files else []:
-        if index.is_file() and not files:
-            try:
+    files = []
+    for path in (folder / "model.safetensors", folder / "pytorch_model.bin"):
+        index = path.with_name(path.name + ".index.json")
+        try:
+            if not files and path.is_file():
+                files = [path]
+            elif not files and index.is_file():
                 files = sorted({folder / name for name in json.loads(index.read_text("utf-8"))["weight_map"].values()})
-            except (ValueError, KeyError, TypeError, AttributeError):
-                raise ValueError(f"{index} is no index of shards") from None
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise ValueError(f"{index} is no index of shards") from None
     meta = not files
     files = files or sorted(folder.glob("consolidated*.safetensors")) or sorted(folder.glob("consolidated*.pth"))
     if not files:
@@ -297,8 +299,8 @@ def read_ours(folder: Path, model: Transformer | None) -> tuple[dict, dict[str, 
         info = json.loads(path.read_text("utf-8"))
         fits = {"method": str, "n": int, "sink": bool, "r": int, "alpha": (int, float), "base": str}
         wrong = [key for key, kind in fits.items() if not isinstance(info.get(key), kind)]
-    except (ValueError, AttributeError):
-        raise ValueError(f"{path} is no JSON object") from None
+    except (ValueError, AttributeError, OSError):
+        raise ValueError(f"{path} is missing or no JSON object") from None
     wrong = wrong or [key for key, least in (("n", 0), ("r", 1)) if not least <= info[key] < 2**16]
     if wrong:
         raise ValueError(f"{path}: the entry {wrong[0]!r} is missing or of a wrong kind")

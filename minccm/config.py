@@ -65,12 +65,7 @@ class LlamaConfig:
         }
 
 
-LLAMA3_ROPE = {  # the constants of Llama-3.1
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
-}
+LLAMA3_ROPE = dict(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8192)  # 3.1
 SHAPES = {  # for random weights, --model random:NAME; 1b is TinyLlama, 7b and 13b are LLaMA-2
     "1m": LlamaConfig(512, 128, 352, 4, 4, 2, 32),
     "1b": LlamaConfig(32000, 2048, 5632, 22, 32, 4, 64),
@@ -161,7 +156,6 @@ def _meta(raw: dict) -> LlamaConfig:
             scaling["factor"] = raw["rope_scaling_factor"]
         elif dim < 4096:
             raise ValueError("use_scaled_rope without rope_scaling_factor: add it, 32.0 for Llama-3.2, 8.0 for 3.1")
-    max_positions = raw.get("max_seq_len", 8192 if scaling else 4096)
     _no_sliding_window(raw, raw.get("max_seq_len", math.inf))
     llama3 = raw["vocab_size"] == 128256
     return LlamaConfig(
@@ -175,7 +169,7 @@ def _meta(raw: dict) -> LlamaConfig:
         norm_eps=raw.get("norm_eps", 1e-5),
         rope_theta=raw.get("rope_theta", 10000.0),
         rope_scaling=scaling,
-        max_positions=max_positions,
+        max_positions=raw.get("max_seq_len", 8192 if scaling else 4096),
         bos_id=128000 if llama3 else 1,
         eos_id=128001 if llama3 else 2,
     )
