@@ -76,6 +76,9 @@ def load_model(folder: str | Path, device="cpu", dtype: torch.dtype | None = Non
     _allocate(model, device, dtype)
     for name, place in tqdm(list(model.named_parameters()), f"loading {folder.name}", leave=False, delay=1):
         _fill(place.data, name, found[name])
+    if dtype == torch.float16:  # where small numbers are lost; the base is told by what the file holds
+        empty = partial(torch.empty, dtype=torch.bfloat16)
+        model.base = fingerprint(model, lambda name: _fill(empty(model.get_parameter(name).shape), name, found[name]))
     return model
 
 
@@ -224,13 +227,17 @@ def save_model(
     write_text(folder / "config.json", json.dumps(raw, indent=1) + "\n")
 
 
-def fingerprint(model: Transformer) -> str:
-    """Tells base models apart: a hash of the shape and a few weights, the same for fp32 and bf16 copies of a model.
+def fingerprint(model: Transformer, read=None) -> str:
+    """Tells base models apart: a hash of the shape and a few weights, the same in fp32, bf16 and (from a file) fp16.
 
     The weights are such as LoRA never touches: a step-1 adapter merged in fp32 and in bf16 rounds differently.
     """
+    if model.base and not read:
+        return model.base
+    read = read or model.get_parameter
     digest = hashlib.sha256(json.dumps(model.config.to_json(), sort_keys=True).encode())
-    for weight in (model.norm.weight, model.embed_tokens.weight[-1], model.layers[-1].mlp.down_proj.weight[0]):
+    last = f"layers.{model.config.n_layers - 1}.mlp.down_proj.weight"
+    for weight in (read("norm.weight"), read("embed_tokens.weight")[-1], read(last)[0]):
         digest.update(weight.detach().to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes())
     return digest.hexdigest()[:16]
 

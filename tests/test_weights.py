@@ -166,6 +166,16 @@ def test_one_tensor_at_a_time(folder, monkeypatch):
     assert same(load_model(folder), a_model()) and len(held) == 21
 
 
+@pytest.mark.parametrize("saved", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_base_is_known_in_every_dtype(tmp_path, saved):
+    """An adapter fits its base whether that is read as fp32, bf16 or fp16, which is too coarse for small weights."""
+    model = a_model()
+    model.norm.weight.data[:4] = torch.tensor([1e-8, 3e-7, 1e-5, 1.0])
+    save_model(tmp_path, model, saved)
+    dtypes = (torch.float32, torch.bfloat16, torch.float16)
+    assert len({checkpoint.fingerprint(load_model(tmp_path, dtype=dtype)) for dtype in dtypes}) == 1
+
+
 # What is wrong
 
 
