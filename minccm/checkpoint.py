@@ -41,6 +41,7 @@ META_NAMES = {
     "w2": "down_proj",
     "w3": "up_proj",
 }
+FLOATS = {"F64", "F32", "F16", "BF16", "torch.float64", "torch.float32", "torch.float16", "torch.bfloat16"}
 AUTHORS_NAMES = {  # the authors' attn_type, as it stands in their folders' names
     "concat_recur": "ccm-concat",
     "merge_recur": "ccm-merge",
@@ -65,7 +66,7 @@ def load_model(folder: str | Path, device="cpu", dtype: torch.dtype | None = Non
     config = read_config(folder)
     found = _find_tensors(folder, config.head_dim)
     if config.vocab_size == UNTOLD:
-        config = replace(config, vocab_size=sum(part.shape[0] for part in found.get("lm_head.weight", [])) or 1)
+        config = replace(config, vocab_size=sum(sum(part.shape[:1]) for part in found.get("lm_head.weight", [])) or 1)
     if config.n_layers > len(found):
         raise ValueError(f"{folder} holds {len(found)} tensors, too few for {config.n_layers} layers")
     if config.tied_embeddings:
@@ -106,6 +107,7 @@ class Part(NamedTuple):
 
     path: Path
     shape: tuple[int, ...]
+    dtype: str  # as its kind of file calls it
     read: Callable[[], Tensor]
 
 
@@ -116,15 +118,18 @@ def open_tensors(path: Path) -> dict[str, Part]:
     try:
         if path.suffix == ".safetensors":
             file = safe_open(path, framework="pt")
-            shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118  not a dict
-            return {key: Part(path, shape, partial(file.get_tensor, key)) for key, shape in shapes.items()}
+            heads = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118  not a dict
+            return {
+                key: Part(path, tuple(head.get_shape()), head.get_dtype(), partial(file.get_tensor, key))
+                for key, head in heads.items()
+            }
         raw = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         if not all(isinstance(tensor, Tensor) and tensor.layout == torch.strided for tensor in raw.values()):
             raise ValueError("other things than tensors")
-        return {key: Part(path, tuple(tensor.shape), tensor.detach) for key, tensor in raw.items()}
-    except Exception as error:  # of many kinds, and of many lines
+        return {key: Part(path, tuple(tensor.shape), str(tensor.dtype), tensor.detach) for key, tensor in raw.items()}
+    except Exception as error:  # of many kinds, and of none to many lines
         kind = "no safetensors file" if path.suffix == ".safetensors" else "holds more than tensors: it is not loaded"
-        raise ValueError(f"{path} is truncated or {kind} ({str(error).splitlines()[0][:80]})") from None
+        raise ValueError(f"{path} is truncated or {kind} ({str(error).partition(chr(10))[0][:80]})") from None
 
 
 def _find_tensors(folder: Path, head_dim: int) -> dict[str, list[Part]]:
@@ -152,6 +157,8 @@ def _find_tensors(folder: Path, head_dim: int) -> dict[str, list[Part]]:
             if meta:
                 name = ".".join(META_NAMES.get(word, word) for word in key.split("."))
                 if "q_proj" in name or "k_proj" in name:
+                    if not part.shape or part.shape[0] % head_dim:
+                        raise ValueError(f"{path}: {name} has the shape {list(part.shape)}, no whole heads")
                     part = part._replace(read=partial(_put_apart, part.read, head_dim))
             elif name in found:
                 raise ValueError(f"{path}: {key} stands in {found[name][0].path.name}, too")
@@ -176,12 +183,16 @@ def _slots(place: Tensor, parts: list[Part]) -> list[Tensor] | None:
 
 
 def _check_fit(folder: Path, found: dict[str, list[Part]], wanted: dict[str, Tensor]) -> None:
-    """Raises ValueError unless the tensors found are just those that are wanted, in name and shape."""
+    """Raises ValueError unless the tensors found are just those that are wanted, in name, kind and shape."""
     if missing := [name for name in wanted if name not in found]:
         raise ValueError(f"{folder}: the tensor {missing[0]} is missing ({len(missing)} in all)")
     for name, parts in found.items():
         if name not in wanted:
             raise ValueError(f"{parts[0].path}: the tensor {name} is not a part of this model")
+        if kinds := {part.dtype for part in parts} - FLOATS:
+            raise ValueError(
+                f"{parts[0].path}: {name} holds {kinds.pop()}, no floating-point numbers of 16 bits or more"
+            )
         if _slots(wanted[name], parts) is None:
             shapes = " + ".join(str(list(part.shape)) for part in parts)
             raise ValueError(f"{parts[0].path}: {name} has the shape {shapes}, not {list(wanted[name].shape)}")
@@ -190,10 +201,7 @@ def _check_fit(folder: Path, found: dict[str, list[Part]], wanted: dict[str, Ten
 def _fill(place: Tensor, name: str, parts: list[Part]) -> Tensor:
     """Reads a tensor to its place, which has its own dtype and device, and where its numbers are to be finite."""
     for part, slot in zip(parts, _slots(place, parts)):
-        tensor = part.read()
-        if not tensor.is_floating_point():
-            raise ValueError(f"{part.path}: {name} holds {tensor.dtype}, no floating-point numbers")
-        slot.copy_(tensor)
+        slot.copy_(part.read())
     low, high = place.aminmax()  # NaN spreads to both; unlike isfinite() this takes no memory
     if not (low.isfinite() and high.isfinite()):
         raise ValueError(f"{parts[0].path}: {name} holds numbers that are not finite in {place.dtype}")
@@ -348,9 +356,10 @@ def _read_authors(
     if method is None:
         raise ValueError(f"{folder}: its name does not tell the method: give it with --method")
     if method != "full":
-        ((path, (rows, *width), read),) = parts["comp_embeddings"]
+        (part,) = parts["comp_embeddings"]
+        rows = part.shape[0] if part.shape else 0
         n = n or (int(tokens[1]) if tokens else rows // 2 if "merge" in method else rows)
-        parts["comp_embeddings"] = [Part(path, (min(n, rows), *width), lambda: read()[:n])]
+        parts["comp_embeddings"] = [part._replace(shape=(min(n, rows), *part.shape[1:]), read=lambda: part.read()[:n])]
     sink = bool(re.search(r"-sink(?=[-_]|$)", title)) if sink is None else sink
     return {"method": method, "n": n, "sink": sink, "r": r, "alpha": alpha}, parts
 
