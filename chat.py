@@ -12,9 +12,8 @@ import torch
 from rich.console import Console
 
 from minccm import cli
-from minccm.checkpoint import load_adapter, load_model
+from minccm.checkpoint import load_adapter
 from minccm.methods import get_method
-from minccm.model import Transformer
 from minccm.online import Session
 from minccm.tokenizer import Tokenizer
 
@@ -65,9 +64,7 @@ class Conversation:
 
 def open_conversation(options) -> Conversation:
     """The model, tokenizer and adapter that the options name; raises ValueError where they do not fit together."""
-    device, dtype = cli.device_and_dtype(options)
-    model: Transformer = load_model(options.model, device, dtype)
-    tokenizer = Tokenizer(options.model)
+    model, tokenizer = cli.open_base(options)
     if options.method in ("full", "none"):
         return Conversation(Session(model, get_method(options.method), 0, adapted=False), tokenizer)
     folder = Path(options.adapter or Path(options.model) / (options.method or "ccm-concat"))
@@ -75,7 +72,7 @@ def open_conversation(options) -> Conversation:
         get_method(options.method)  # a wrong name is said as such
     if not folder.is_dir():
         raise ValueError(f"{folder} is not there: train an adapter with train.py and give it with --adapter")
-    method, n = load_adapter(model, folder, options.method)
+    method, n = load_adapter(model, folder, options.method, options.n, options.sink)
     return Conversation(Session(model, method, n, adapted=method.name != "full"), tokenizer)
 
 

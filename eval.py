@@ -23,7 +23,7 @@ from tqdm import tqdm
 import data
 from data import dialog
 from minccm import cli
-from minccm.checkpoint import load_adapter, load_model, make_folder, write_text
+from minccm.checkpoint import load_adapter, make_folder, write_text
 from minccm.layout import Layout, check_length, collate, group, lay_out, segments
 from minccm.mask import predict
 from minccm.methods import Columns, Method, get_method, visible
@@ -236,17 +236,20 @@ def main():
         from minccm.picture import draw_masks
 
         return save_figure(draw_masks(), options.masks)
-    device, dtype = cli.device_and_dtype(options)
-    model, tokenizer = load_model(options.model, device, dtype), Tokenizer(options.model)
+    model, tokenizer = cli.open_base(options)
+    step1 = model.step1
     wanted = options.method.split(",") if options.method else None
     for name in wanted or []:
         get_method(name)
+    method = wanted[0] if wanted and len(wanted) == 1 and options.adapter else None  # what these are to be
     rows, distances = [], []
     runs = BASELINES + [Run(get_method("none"), adapter=path) for path in adapters_of(options)]
     bar = tqdm(runs, desc="evaluating", leave=False)
     for run in bar:
         if run.adapter:
-            run = Run(*load_adapter(model, run.adapter), adapter=run.adapter)
+            if model.step1 != step1:  # the last one brought its own step 1 into the base
+                model, tokenizer = cli.open_base(options)
+            run = Run(*load_adapter(model, run.adapter, method, options.n, options.sink), adapter=run.adapter)
             if wanted and run.method.name not in wanted:
                 continue
             taken = {row["method"] for row in rows}

@@ -37,7 +37,7 @@ SETTINGS = "data method n sink r alpha dropout lr batch steps warmup text_weight
 
 def arguments():
     parser = cli.parser(__doc__.split("\n")[0])
-    parser.set_defaults(method="ccm-concat")
+    parser.set_defaults(method="ccm-concat", sink=False)
     add = parser.add_argument
     add("--data", default="dialog", help=f"{', '.join(data.GENERATED)}, JSON-lines files; several with commas between")
     add("--out", default=None, help="output folder; by default runs/DATA-METHOD")
@@ -46,19 +46,17 @@ def arguments():
     add("--lr", type=float, default=3e-3, help="peak learning rate; cosine to a tenth")
     add("--warmup", type=float, default=0.03, help="share of the steps in which the learning rate rises")
     add("--grow", type=float, default=0.5, help="share of the steps in which samples grow to their length")
-    add("--n", type=int, default=None, help="COMP tokens a step; by default 2, or 8 for merging methods")
-    add("--sink", action="store_true", help="keep BOS visible to everything")
     add("--r", type=int, default=16, help="rank of LoRA")
     add("--alpha", type=float, default=32, help="scale of LoRA: alpha / r")
     add("--dropout", type=float, default=0.0, help="of LoRA's input")
     add("--text-weight", type=float, default=None, help="loss weight of other text; by default 0, --pretrain 0.1")
     add("--row-tokens", type=int, default=None, help="tokens of one forward pass; by default 2048, on a GPU 65536")
-    add("--init", default=None, help="a step-1 adapter, or one of this method to go on from; with --pretrain, a model")
+    add("--adapter", default=None, help="go on from this adapter, of the same method and n")
     add("--compile", action="store_true", help="compile the blocks with torch.compile: slower to start, then faster")
     add("--resume", action="store_true", help="go on from the checkpoint in the output folder")
     add("--save-every", type=int, default=100, help="steps between checkpoints")
     add("--eval-samples", type=int, default=100, help="test samples a time step in the final table; 0 for no table")
-    add("--pretrain", action="store_true", help="train a base model from nothing, and write it to --out")
+    add("--pretrain", action="store_true", help="train a base model, from nothing or the model --init, and write it")
     for name, value in (("dim", 192), ("ffn", 512), ("layers", 6), ("heads", 6), ("vocab", 3072), ("positions", 2048)):
         add(f"--{name}", type=int, default=value, help="shape of the --pretrain model")
     options = parser.parse_args()
@@ -160,20 +158,15 @@ def main():
         model, tokenizer = new_base(options, device)
         trained = dict(model.named_parameters())
     else:
-        model, tokenizer = load_model(options.model, device, dtype), Tokenizer(options.model)
-        goes_on = False
-        if options.init:
-            found, n = load_adapter(model, options.init)
-            goes_on = found.name != "full"
-            if goes_on and (found, n) != (method, options.n):
-                raise ValueError(
-                    f"--init {options.init} is neither of step 1 nor of {method.name} with n = {options.n}"
-                )
-            step1 = Path(options.init) / "init" if goes_on else Path(options.init)
-            if step1.is_dir() and step1.resolve() != (out / "init").resolve():
-                shutil.copytree(step1, out / "init", dirs_exist_ok=True)
-        if not goes_on:
+        model, tokenizer = cli.open_base(options)
+        step1 = options.init
+        if options.adapter:
+            load_adapter(model, options.adapter, method.name, options.n, method.sink)
+            step1 = step1 or Path(options.adapter) / "init"
+        else:
             model.add_adapter(options.n, options.r, options.alpha, options.dropout)
+        if step1 and Path(step1).is_dir() and Path(step1).resolve() != (out / "init").resolve():
+            shutil.copytree(step1, out / "init", dirs_exist_ok=True)
         trained = model.adapter_state()
     model.train()
     if options.compile:

@@ -6,6 +6,11 @@ from pathlib import Path
 
 import torch
 
+from minccm.checkpoint import load_adapter, load_model
+from minccm.config import read_config
+from minccm.model import Transformer
+from minccm.tokenizer import Tokenizer
+
 TINY = Path(__file__).parent.parent / "data" / "tiny"  # the model that ships
 
 
@@ -13,13 +18,29 @@ def parser(description: str) -> argparse.ArgumentParser:
     """A parser with the options that train.py, eval.py and chat.py have in common."""
     options = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     options.add_argument("--model", default=str(TINY), help="folder of a base model in the official LLaMA layout")
+    options.add_argument("--init", default=None, help="step-1 adapter, ours or the authors', to merge into the base")
     options.add_argument("--method", default=None, help="a method, see minccm/methods.py")
+    options.add_argument("--n", type=int, default=None, help="COMP tokens a step; in training 2, or 8 for merging")
+    options.add_argument("--sink", action="store_true", default=None, help="keep BOS visible to everything")
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--device", default="auto", help="cuda, cpu or auto")
     options.add_argument(
         "--dtype", default="auto", choices=["auto", "fp32", "bf16", "fp16"], help="of the base's weights"
     )
     return options
+
+
+def open_base(options: argparse.Namespace) -> tuple[Transformer, Tokenizer]:
+    """The base model that --model names, with the step-1 adapter --init merged into it, and its tokenizer."""
+    read_config(options.model)  # what is quickly found to be wrong is said before the weights are read
+    tokenizer = Tokenizer(options.model)
+    model = load_model(options.model, *device_and_dtype(options))
+    if tokenizer.vocab_size > model.config.vocab_size:
+        sizes = f"its tokenizer has {tokenizer.vocab_size} pieces, its vocabulary {model.config.vocab_size}"
+        raise ValueError(f"{options.model}: {sizes}: they do not belong together")
+    if options.init and load_adapter(model, options.init)[0].name != "full":
+        raise ValueError(f"--init {options.init} is no step-1 adapter: train one with --method full")
+    return model, tokenizer
 
 
 def device_and_dtype(options: argparse.Namespace) -> tuple[torch.device, torch.dtype]:

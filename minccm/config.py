@@ -1,8 +1,11 @@
 """The shape of a LLaMA, read from an official config.json or from Meta's params.json."""
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
+
+UNTOLD = -1  # as vocab_size: Meta's params.json may leave it to the tokenizer, and the weights tell
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,18 @@ class LlamaConfig:
     tied_embeddings: bool = False
     bos_id: int = 1
     eos_id: int = 2
+
+    def __post_init__(self):
+        for name in ("vocab_size", "dim", "ffn_dim", "n_layers", "n_heads", "n_kv_heads", "head_dim", "max_positions"):
+            size = getattr(self, name)
+            if type(size) is not int or not (1 <= size <= 2**20 or (name, size) == ("vocab_size", UNTOLD)):
+                raise ValueError(f"{name} is to be a whole number from 1 to {2**20}, not {size!r}")
+        if self.n_heads % self.n_kv_heads or self.head_dim % 2:
+            raise ValueError(f"{self.n_heads} heads of {self.head_dim} do not fit {self.n_kv_heads} key/value heads")
+        scaling = [number for key, number in (self.rope_scaling or {}).items() if key != "rope_type"]
+        for number in (self.norm_eps, self.rope_theta, *scaling):
+            if not 0 < number < math.inf:
+                raise ValueError(f"norm_eps and RoPE's numbers are to be above 0, not {number!r}")
 
     @property
     def kv_bytes_per_pair(self) -> int:
@@ -50,6 +65,15 @@ class LlamaConfig:
         }
 
 
+LLAMA3_ROPE = dict(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8192)  # 3.1
+SHAPES = {  # for random weights, --model random:NAME; 1b is TinyLlama, 7b and 13b are LLaMA-2
+    "1m": LlamaConfig(512, 128, 352, 4, 4, 2, 32),
+    "1b": LlamaConfig(32000, 2048, 5632, 22, 32, 4, 64),
+    "7b": LlamaConfig(32000, 4096, 11008, 32, 32, 32, 128, max_positions=4096),
+    "13b": LlamaConfig(32000, 5120, 13824, 40, 40, 40, 128, max_positions=4096),
+}
+
+
 def read_config(folder: str | Path) -> LlamaConfig:
     """The config of a model folder. Raises ValueError, in one line, for a missing, broken or unsupported one."""
     folder = Path(folder)
@@ -57,12 +81,13 @@ def read_config(folder: str | Path) -> LlamaConfig:
         path = folder / name
         if path.is_file():
             try:
-                config = parse(json.loads(path.read_text("utf-8")))
+                return parse(json.loads(path.read_text("utf-8")))
             except KeyError as error:
                 raise ValueError(f"{path}: the entry {error} is missing") from None
-            except (TypeError, ValueError) as error:
+            except (TypeError, AttributeError, ArithmeticError, IndexError, RecursionError) as error:
+                raise ValueError(f"{path}: an entry is of a wrong kind ({error})") from None
+            except ValueError as error:
                 raise ValueError(f"{path}: {error}") from None
-            return config
     raise ValueError(f"{folder} holds no model: neither config.json nor params.json is there")
 
 
@@ -75,8 +100,7 @@ def _official(raw: dict) -> LlamaConfig:
     for bias in ("attention_bias", "mlp_bias"):
         if raw.get(bias):
             raise ValueError(f"{bias} is not supported: LLaMA has none")
-    if raw.get("sliding_window") and raw["sliding_window"] < raw.get("max_position_embeddings", 2048):
-        raise ValueError(f"sliding_window {raw['sliding_window']} is not supported: take a model without one")
+    _no_sliding_window(raw, raw.get("max_position_embeddings", 2048))
     n_heads = raw["num_attention_heads"]
     rope = raw.get("rope_parameters") or {}  # the newer form; the older has rope_theta and rope_scaling at the top
     scaling = rope if rope else (raw.get("rope_scaling") or {})
@@ -100,17 +124,25 @@ def _official(raw: dict) -> LlamaConfig:
     )
 
 
+def _no_sliding_window(raw: dict, max_positions: int) -> None:
+    if raw.get("sliding_window") and raw["sliding_window"] < max_positions:
+        raise ValueError(f"sliding_window {raw['sliding_window']} is not supported: take a model without one")
+
+
 def _scaling(raw: dict) -> dict | None:
     kind = raw.get("rope_type", raw.get("type", "default"))
     if kind == "default":
         return None
-    if kind not in ("linear", "llama3"):
+    wanted = {"linear": ["factor"], "llama3": list(LLAMA3_ROPE)}.get(kind)
+    if wanted is None:
         raise ValueError(f"rope_type {kind!r} is not supported: default, linear and llama3 are")
-    return {"rope_type": kind} | {key: value for key, value in raw.items() if key not in ("type", "rope_theta")}
+    return {"rope_type": kind} | {key: raw[key] for key in wanted}
 
 
 def _meta(raw: dict) -> LlamaConfig:
     """Meta's params.json leaves the SwiGLU width to a formula."""
+    if "moe" in raw:
+        raise ValueError("a mixture of experts is not supported: llama and mistral are")
     dim, n_heads = raw["dim"], raw["n_heads"]
     ffn_dim = raw.get("hidden_dim")
     if ffn_dim is None:
@@ -118,14 +150,14 @@ def _meta(raw: dict) -> LlamaConfig:
         ffn_dim = int(raw.get("ffn_dim_multiplier", 1) * int(2 * 4 * dim / 3))
         ffn_dim = multiple * -(-ffn_dim // multiple)  # rounded up
     scaling = None
-    if raw.get("use_scaled_rope"):  # the constants of Meta's Llama-3.1 code
-        scaling = {
-            "rope_type": "llama3",
-            "factor": raw.get("rope_scaling_factor", 8.0),
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 8192,
-        }
+    if raw.get("use_scaled_rope"):
+        scaling = {"rope_type": "llama3"} | LLAMA3_ROPE
+        if "rope_scaling_factor" in raw:
+            scaling["factor"] = raw["rope_scaling_factor"]
+        elif dim < 4096:
+            raise ValueError("use_scaled_rope without rope_scaling_factor: add it, 32.0 for Llama-3.2, 8.0 for 3.1")
+    _no_sliding_window(raw, raw.get("max_seq_len", math.inf))
+    llama3 = raw["vocab_size"] == 128256
     return LlamaConfig(
         vocab_size=raw["vocab_size"],
         dim=dim,
@@ -138,4 +170,6 @@ def _meta(raw: dict) -> LlamaConfig:
         rope_theta=raw.get("rope_theta", 10000.0),
         rope_scaling=scaling,
         max_positions=raw.get("max_seq_len", 8192 if scaling else 4096),
+        bos_id=128000 if llama3 else 1,
+        eos_id=128001 if llama3 else 2,
     )

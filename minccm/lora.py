@@ -50,5 +50,5 @@ class ConditionalLinear(nn.Linear):
     @torch.no_grad()
     def merge_lora(self) -> None:
         """W <- W + (alpha / r) B A: plain LoRA becomes part of the base (the paper's step 1)."""
-        self.weight += (self.scale * self.lora_B @ self.lora_A).to(self.weight.dtype)
+        self.weight.copy_(self.weight + self.scale * self.lora_B @ self.lora_A)  # added in fp32, rounded once
         self.lora_A = self.lora_B = None

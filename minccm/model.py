@@ -126,6 +126,8 @@ class Transformer(nn.Module):
         self.lm_head = nn.Linear(config.dim, config.vocab_size, bias=False)
         self.tie_weights()
         self.comp_embeddings: nn.Parameter | None = None  # (n, dim) fp32, once there is an adapter
+        self.base: str | None = None  # its fingerprint, where it cannot be taken from the weights
+        self.step1: str | None = None  # the folder of the step-1 adapter that is merged into the base
         self.frequencies = rope_frequencies(config)
 
     def tie_weights(self) -> None:

@@ -1,33 +1,35 @@
-"""Text to token ids and back, with an official sentencepiece tokenizer.model."""
+"""Text to token ids and back, with the model's own tokenizer: sentencepiece's, or Llama-3's tokenizer.json."""
 
+from functools import partial
 from pathlib import Path
 
 import sentencepiece
+
+from minccm.config import read_config
 
 
 class Tokenizer:
     """bos_id, eos_id: int. newline: the ids of a line break, which stands between contexts."""
 
     def __init__(self, path: str | Path):
-        """path: of a tokenizer.model, or of the folder that holds it. Raises ValueError, in one line."""
+        """path: of tokenizer.model or tokenizer.json, or the folder that holds it. Raises ValueError, in one line."""
         path = Path(path)
-        path = path / "tokenizer.model" if path.is_dir() else path
+        if path.is_dir():
+            path /= "tokenizer.json" if not (path / "tokenizer.model").is_file() else "tokenizer.model"
         if not path.is_file():
-            raise ValueError(f"{path} is missing: put the model's sentencepiece tokenizer.model there")
-        try:
-            self.pieces = sentencepiece.SentencePieceProcessor(model_file=str(path))
-        except (RuntimeError, OSError):
-            raise ValueError(f"{path} is no sentencepiece model") from None
-        self.vocab_size = self.pieces.vocab_size()
-        self.bos_id, self.eos_id = self.pieces.bos_id(), self.pieces.eos_id()
-        self.newline = self.pieces.encode("a\na")[1:-1]
+            raise ValueError(f"{path.with_name('tokenizer.model')} is missing: put the model's tokenizer there")
+        read = _json if path.suffix == ".json" else _sentencepiece
+        self._encode, self._decode, self.vocab_size, self.bos_id, self.eos_id = read(path)
+        if self.bos_id < 0 or self.eos_id < 0:
+            raise ValueError(f"{path} has no ids for the begin and the end of a text (BOS and EOS)")
+        self.newline = self.encode("a\na")[1:-1]
 
     def encode(self, text: str) -> list[int]:
         """Token ids of text, without BOS or EOS."""
-        return self.pieces.encode(text)
+        return self._encode(text)
 
     def decode(self, ids: list[int]) -> str:
-        return self.pieces.decode(ids)
+        return self._decode(ids)
 
     def span(self, text: str, part: str) -> tuple[int, int]:
         """Tokens [first, last) of encode(text) that cover the last place where `part` stands in it."""
@@ -35,6 +37,32 @@ class Tokenizer:
         ends = [len(self.decode(ids[:count])) for count in range(len(ids) + 1)]  # characters that the first tokens make
         inside = [i for i in range(len(ids)) if ends[i + 1] > begin and ends[i] < begin + len(part)]
         return inside[0], inside[-1] + 1
+
+
+def _sentencepiece(path: Path):
+    try:
+        pieces = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    except (RuntimeError, OSError):
+        raise ValueError(f"{path} is no sentencepiece model: of Llama-3, take tokenizer.json instead") from None
+    return pieces.encode, pieces.decode, pieces.vocab_size(), pieces.bos_id(), pieces.eos_id()
+
+
+def _json(path: Path):
+    try:
+        import tokenizers
+    except ImportError:
+        raise ValueError(f"{path} is read by one more package: pip install tokenizers") from None
+    try:
+        pieces = tokenizers.Tokenizer.from_file(str(path))
+    except Exception:  # it raises nothing more special
+        raise ValueError(f"{path} is no tokenizer.json") from None
+    pieces.encode_special_tokens = True  # a user's "<|eot_id|>" is text
+    config = read_config(path.parent)
+    return partial(_ids, pieces), pieces.decode, pieces.get_vocab_size(), config.bos_id, config.eos_id
+
+
+def _ids(pieces, text: str) -> list[int]:
+    return pieces.encode(text, add_special_tokens=False).ids
 
 
 def train_tokenizer(lines, path: str | Path, vocab_size: int) -> None:

@@ -104,10 +104,10 @@ def test_step_two_starts_from_step_one(micro, tmp_path):
 
 
 def test_an_adapter_goes_on(micro, tmp_path):
-    """--init with an adapter of the same method goes on from it: with a learning rate of 0 it stays what it was."""
+    """--adapter goes on from an adapter, step 1 included: with a learning rate of 0 it stays what it was."""
     train(micro, tmp_path / "step1", "--method", "full")
     train(micro, tmp_path / "one", "--init", tmp_path / "step1")
-    train(micro, tmp_path / "two", "--init", tmp_path / "one", "--lr", "0")
+    train(micro, tmp_path / "two", "--adapter", tmp_path / "one", "--lr", "0")
     one, two = (load_model(micro) for _ in range(2))
     assert load_adapter(one, tmp_path / "one") == load_adapter(two, tmp_path / "two")
     theirs = two.state_dict()

@@ -122,7 +122,7 @@ def test_impossible_settings(complains, tmp_path):
     complains(train, "--method", "none", "--out", tmp_path, says=["nothing to train"])
     complains(train, "--resume", "--out", tmp_path, says=["nothing to resume"])
     other = cli.TINY / "ccm-merge"
-    complains(train, "--init", other, "--out", tmp_path, says=[f"{other}", "ccm-concat with n = 2"])
+    complains(train, "--adapter", other, "--out", tmp_path, says=[f"{other}", "ccm-merge, not for ccm-concat"])
 
 
 @pytest.mark.parametrize(
