@@ -151,6 +151,16 @@ def fingerprint(model: Transformer) -> str:
     return digest.hexdigest()[:16]
 
 
+def adapter_fingerprint(folder: str | Path) -> str:
+    """Tells adapters apart: a hash of the files of weights in a folder, with those of the step-1 adapter below it."""
+    folder, digest = Path(folder), hashlib.sha256()
+    for path in sorted(
+        [*folder.glob("*.safetensors"), *folder.glob("*_model.bin"), *folder.glob("init/*.safetensors")]
+    ):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
 def save_adapter(folder: str | Path, model: Transformer, method: Method, n: int, **more) -> None:
     """Writes the model's adapter. `more` goes into adapter.json as it is (the base's name, the training's settings)."""
     folder = make_folder(folder)
@@ -282,9 +292,18 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a text file whole or not at all."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes a file whole or not at all: on a full disk, or when interrupted, the one that was there stays."""
     beside = path.with_name(path.name + ".part")
-    beside.write_text(text, "utf-8")
-    os.replace(beside, path)
+    try:
+        beside.write_bytes(data)
+        os.replace(beside, path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
 
 
 def make_folder(folder: str | Path) -> Path:

@@ -29,6 +29,17 @@ class Tokenizer:
     def decode(self, ids: list[int]) -> str:
         return self.pieces.decode(ids)
 
+    def mark(self, text: str) -> list[int]:
+        """A mark of a prompt format, such as [INST]: a piece of its own in vocabularies that have one, else text."""
+        id = self.pieces.piece_to_id(text)
+        return [id] if self.pieces.is_control(id) else self.encode(text)
+
+    def words(self, ids: list[int]) -> list[tuple[str, slice]]:
+        """The words of a text given as ids, each with the place of its tokens."""
+        pieces = [self.pieces.id_to_piece(id) for id in ids]
+        starts = [i for i, piece in enumerate(pieces) if not i or piece[0] in "\u2581\n"] + [len(ids)]
+        return [(self.decode(ids[a:b]).strip(), slice(a, b)) for a, b in zip(starts, starts[1:])]
+
     def span(self, text: str, part: str) -> tuple[int, int]:
         """Tokens [first, last) of encode(text) that cover the last place where `part` stands in it."""
         begin, ids = text.rindex(part), self.encode(text)
