@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,7 +70,9 @@ class Terminal:
     def typed(self) -> Iterator[str]:
         """Lines from the terminal, with editing and history where Python has them. Ctrl-D ends them."""
         with contextlib.suppress(ImportError):
-            import readline  # noqa: F401  input() edits lines with it
+            import readline  # input() edits lines with it
+
+            readline.parse_and_bind("set enable-bracketed-paste on")  # a paste of many lines is one turn
         while True:
             try:
                 self.replying = False
@@ -103,7 +106,9 @@ class Terminal:
         table = self.table("step", "slots", "each COMP token listened to", "the text, now gone")
         for row in rows[-16:]:
             words = [" ".join(best[: 6 // len(row["words"]) or 1]) for best in row["words"]]
-            table.add_row(str(row["step"]), str(row["slots"] or ""), " | ".join(words), row["text"])
+            table.add_row(
+                str(row["step"]), str(row["slots"] or ""), " | ".join(words), textwrap.shorten(row["text"], 60)
+            )
         self.tell(table, memory=rows, **status)
         if not self.as_json:
             merged = f", the mean of steps 1 to {status['step']}" if method.rate and method.comp else ""

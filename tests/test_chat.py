@@ -490,6 +490,11 @@ def test_in_a_terminal(no_color):
     time.sleep(1)
     os.kill(child, signal.SIGINT)
     until(b"step 2", b"> ")  # the turn is kept: two time steps
+    os.write(terminal, b"\x1b[200~One line.\nAnother.\x1b[201~\r")  # a paste of two lines is one turn
+    until(b"Another.\r\n")
+    time.sleep(1)
+    os.kill(child, signal.SIGINT)
+    until(b"step 4", b"> ")
     os.write(terminal, b"/nonsense\r")
     until(b"there is no command", b"> ")
     os.write(terminal, b"\x1b[A\x1b[A\x01/export \x0b\r")  # twice back, then the line is edited: history and editing
