@@ -27,7 +27,7 @@ from minccm.layout import segments
 from tests.conftest import ROOT
 
 SAID = ["My name is Ada.", "The sun is shining today.", "What is my name?"]
-IN_ROOT = dict(capture_output=True, text=True, cwd=ROOT)
+IN_ROOT = dict(capture_output=True, text=True, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"})
 quick = settings(max_examples=60, deadline=None, derandomize=True)
 
 
@@ -468,7 +468,7 @@ def test_in_a_terminal(no_color):
     child, terminal = pty.fork()
     if not child:
         os.chdir(ROOT)
-        os.environ |= {"NO_COLOR": no_color, "TERM": "xterm", "PYTHONPATH": str(ROOT)}
+        os.environ |= {"NO_COLOR": no_color, "TERM": "xterm", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         slow = "import chat, minccm.online as o, time; g = o.Session.generate\n"
         slow += "o.Session.generate = lambda *a, **k: (time.sleep(0.2) or t for t in g(*a, stop=False, **k))\n"
         slow += "chat.cli.run(chat.main)"
@@ -499,6 +499,7 @@ def test_in_a_terminal(no_color):
     until(b"there is no command", b"> ")
     os.write(terminal, b"\x1b[A\x1b[A\x01/export \x0b\r")  # twice back, then the line is edited: history and editing
     until(b"wants a file", b"> ")
+    time.sleep(0.5)  # the prompt stands a moment before Python waits for keys and notices signals
     os.write(terminal, b"\x03")  # at the prompt, Ctrl-C does nothing
     until(b"> ")
     os.write(terminal, b"\x04")
