@@ -236,7 +236,8 @@ def main():
         from minccm.picture import draw_masks
 
         return save_figure(draw_masks(), options.masks)
-    model, tokenizer = cli.open_base(options)
+    base = options.model, options.init, *cli.device_and_dtype(options)
+    model, tokenizer = cli.open_base(*base)
     step1 = model.step1
     wanted = options.method.split(",") if options.method else None
     for name in wanted or []:
@@ -248,7 +249,7 @@ def main():
     for run in bar:
         if run.adapter:
             if model.step1 != step1:  # the last one brought its own step 1 into the base
-                model, tokenizer = cli.open_base(options)
+                model, tokenizer = cli.open_base(*base)
             run = Run(*load_adapter(model, run.adapter, method, options.n, options.sink), adapter=run.adapter)
             if wanted and run.method.name not in wanted:
                 continue

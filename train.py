@@ -41,13 +41,13 @@ def arguments():
     add = parser.add_argument
     add("--data", default="dialog", help=f"{', '.join(data.GENERATED)}, JSON-lines files; several with commas between")
     add("--out", default=None, help="output folder; by default runs/DATA-METHOD")
-    add("--steps", type=int, default=300, help="optimizer steps")
-    add("--batch", type=int, default=32, help="samples a step")
+    add("--steps", type=int, default=250, help="optimizer steps")
+    add("--batch", type=int, default=128, help="samples a step")
     add("--lr", type=float, default=3e-3, help="peak learning rate; cosine to a tenth")
     add("--warmup", type=float, default=0.03, help="share of the steps in which the learning rate rises")
-    add("--grow", type=float, default=0.5, help="share of the steps in which samples grow to their length")
-    add("--r", type=int, default=16, help="rank of LoRA")
-    add("--alpha", type=float, default=32, help="scale of LoRA: alpha / r")
+    add("--grow", type=float, default=1.0, help="share of the steps in which samples grow to their length")
+    add("--r", type=int, default=32, help="rank of LoRA")
+    add("--alpha", type=float, default=64, help="scale of LoRA: alpha / r")
     add("--dropout", type=float, default=0.0, help="of LoRA's input")
     add("--text-weight", type=float, default=None, help="loss weight of other text; by default 0, --pretrain 0.1")
     add("--row-tokens", type=int, default=None, help="tokens of one forward pass; by default 2048, on a GPU 65536")
@@ -86,7 +86,7 @@ class Steps(Dataset):
         layouts = []
         grown = (step + 1) / max(1, self.options.grow * self.options.steps)
         # Short samples first: what is close is learned many times faster than what is far, and carries over.
-        longest = None if grown >= 1 else 2 + int(grown * 28)
+        longest = None if grown >= 1 else 2 + int(28 * grown**3)
         for index in range(step * self.options.batch, (step + 1) * self.options.batch):
             sample = self.source(index, longest)
             contexts, input, target = segments(self.tokenizer, sample, self.method.reads)
@@ -158,7 +158,7 @@ def main():
         model, tokenizer = new_base(options, device)
         trained = dict(model.named_parameters())
     else:
-        model, tokenizer = cli.open_base(options)
+        model, tokenizer = cli.open_base(options.model, options.init, device, dtype)
         step1 = options.init
         if options.adapter:
             load_adapter(model, options.adapter, method.name, options.n, method.sink)

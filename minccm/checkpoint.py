@@ -250,6 +250,16 @@ def fingerprint(model: Transformer, read=None) -> str:
     return digest.hexdigest()[:16]
 
 
+def adapter_fingerprint(folder: str | Path) -> str:
+    """Tells adapters apart: a hash of the files of weights in a folder, with those of the step-1 adapter below it."""
+    folder, digest = Path(folder), hashlib.sha256()
+    for path in sorted(
+        [*folder.glob("*.safetensors"), *folder.glob("*_model.bin"), *folder.glob("init/*.safetensors")]
+    ):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
 def save_adapter(folder: str | Path, model: Transformer, method: Method, n: int, **more) -> None:
     """Writes the model's adapter. `more` goes into adapter.json as it is (the base's name, the training's settings)."""
     folder = make_folder(folder)
@@ -365,10 +375,17 @@ def _read_authors(
 
 
 def write_whole(path: Path, write) -> None:
-    """Writes a file whole or not at all: write(path) makes it beside, then it is renamed."""
+    """Writes a file whole or not at all: write(path) makes it beside, then it is renamed.
+
+    On a full disk, or when interrupted, the file that was there stays.
+    """
     beside = path.with_name(path.name + ".part")
-    write(beside)
-    os.replace(beside, path)
+    try:
+        write(beside)
+        os.replace(beside, path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:

@@ -30,16 +30,16 @@ def parser(description: str) -> argparse.ArgumentParser:
     return options
 
 
-def open_base(options: argparse.Namespace) -> tuple[Transformer, Tokenizer]:
-    """The base model that --model names, with the step-1 adapter --init merged into it, and its tokenizer."""
-    read_config(options.model)  # what is quickly found to be wrong is said before the weights are read
-    tokenizer = Tokenizer(options.model)
-    model = load_model(options.model, *device_and_dtype(options))
+def open_base(folder, init, device: torch.device, dtype: torch.dtype) -> tuple[Transformer, Tokenizer]:
+    """The base model of a folder, with the step-1 adapter `init`, if any, merged into it, and its tokenizer."""
+    read_config(folder)  # what is quickly found to be wrong is said before the weights are read
+    tokenizer = Tokenizer(folder)
+    model = load_model(folder, device, dtype)
     if tokenizer.vocab_size > model.config.vocab_size:
         sizes = f"its tokenizer has {tokenizer.vocab_size} pieces, its vocabulary {model.config.vocab_size}"
-        raise ValueError(f"{options.model}: {sizes}: they do not belong together")
-    if options.init and load_adapter(model, options.init)[0].name != "full":
-        raise ValueError(f"--init {options.init} is no step-1 adapter: train one with --method full")
+        raise ValueError(f"{folder}: {sizes}: they do not belong together")
+    if init and load_adapter(model, init)[0].name != "full":
+        raise ValueError(f"--init {init} is no step-1 adapter: train one with --method full")
     return model, tokenizer
 
 

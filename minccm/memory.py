@@ -5,14 +5,19 @@ added, its slots are merged, and every column that methods.visible hides from la
 keeps all text, ccm-concat n columns a step, ccm-merge n columns in all.
 """
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import safetensors.torch
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from minccm.checkpoint import write_whole
 from minccm.config import LlamaConfig
-from minccm.methods import Columns, Method, columns, visible
+from minccm.methods import PAD, Columns, Method, columns, visible
 
 
 @dataclass
@@ -30,6 +35,47 @@ class Memory:
     def empty(cls, config: LlamaConfig, dtype: torch.dtype, device) -> "Memory":
         nothing = torch.empty(config.n_layers, config.n_kv_heads, 0, config.head_dim, dtype=dtype, device=device)
         return cls(nothing, nothing, Columns.of(columns()[:0], device))
+
+    def save(self, path: str | Path, **about) -> None:
+        """Writes a safetensors file; `about`, anything that JSON can hold, goes along as it is."""
+        tensors = {"keys": self.keys, "values": self.values, "columns": self.columns.data}
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+        about |= {"step": self.step, "position": self.position, "tokens": self.tokens}
+        data = safetensors.torch.save(tensors, {"about": json.dumps(about)})
+        write_whole(Path(path), lambda beside: beside.write_bytes(data))
+
+    def load(self, path: str | Path, method: Method, n: int, made_for: dict) -> tuple["Memory", dict]:
+        """The memory of a file, of the shape, dtype and device of this one, and what was written about it.
+
+        Nothing in a file is executed or believed: raises ValueError, in one line, if what was written about it is not
+        what `made_for` says, or if it is no memory that n COMP tokens of `method` can have left behind.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                about = json.loads(file.metadata()["about"])
+                keys, values, data = (file.get_tensor(name).clone() for name in ("keys", "values", "columns"))
+            step, position, tokens = (about[name] for name in ("step", "position", "tokens"))
+            other = [name for name, value in made_for.items() if about.get(name) != value]
+        except FileNotFoundError:
+            raise ValueError(f"{path} is not there") from None
+        except (SafetensorError, OSError, RuntimeError, ValueError, KeyError, TypeError):  # Runtime: nested too deep
+            raise ValueError(f"{path} is damaged, or no memory that was saved here") from None
+        for name in other:
+            raise ValueError(f"{path} was saved with another {name}: {about.get(name)!r:.60}, not {made_for[name]!r}")
+        counted = all(type(count) is int and 0 <= count < 2**40 for count in (step, position, tokens))
+        shape = (*self.keys.shape[:2], len(data) if data.ndim else 0, self.keys.shape[3])
+        floats = keys.is_floating_point() and values.is_floating_point()
+        if not counted or not floats or keys.shape != shape or values.shape != shape or data.shape != (shape[2], 7):
+            raise ValueError(f"{path} is damaged: its tensors are not such as this model's memory has")
+        keys, values = keys.to(self.keys), values.to(self.values)
+        low = torch.tensor(columns(index=-1)[0])
+        high = torch.tensor(columns(kind=PAD - 1, step=step - 1, index=n - 1, order=tokens, last=0, first=1)[0])
+        later = Columns.of(columns(step=step, order=tokens, last=np.arange(2)))[:, None]
+        finite = keys.isfinite().all() and values.isfinite().all()
+        within = data.dtype == torch.int64 and ((data >= low) & (data <= high)).all()
+        if not finite or not within or not visible(method, later, Columns(data)).any(0).all():
+            raise ValueError(f"{path} is damaged: it holds numbers that no memory has")
+        return Memory(keys, values, Columns(data.to(self.keys.device)), step, position, tokens), about
 
     def __len__(self) -> int:
         """KV pairs held."""

@@ -23,8 +23,9 @@ from minccm.model import Transformer
 class Recursive:
     """The view of one step online: [memory; the step's own tokens]. It catches the step's keys and values."""
 
-    def __init__(self, method: Method, memory: Memory, added: Columns):
+    def __init__(self, method: Method, memory: Memory, added: Columns, watch: bool = False):
         self.memory, self.keys, self.values = memory, [], []
+        self.comp, self.attention = added.comp, [] if watch else None
         seen = Columns(torch.cat([memory.columns.data, added.data]))
         self.mask = visible(method, added[:, None], seen)  # (N, M + N)
 
@@ -38,6 +39,10 @@ class Recursive:
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         gqa = queries.shape[1] != keys.shape[1]
+        if self.attention is not None:  # of the step's COMP tokens to its text
+            text = keys[0, :, len(self.memory) :][:, ~self.comp].repeat_interleave(queries.shape[1] // keys.shape[1], 0)
+            scores = queries[0, :, self.comp] @ text.transpose(1, 2) * text.shape[2] ** -0.5  # (heads, n, N)
+            self.attention.append(scores.float().softmax(-1).mean(0))
         return F.scaled_dot_product_attention(queries, keys, values, self.mask, enable_gqa=gqa)
 
 
@@ -53,12 +58,17 @@ class Session:
         self.device = weight.device
         self.memory = Memory.empty(model.config, weight.dtype, weight.device)
 
-    def read(self, ids: list[int]) -> None:
-        """Compresses one context, given as token ids, into the memory."""
+    def read(self, ids: list[int], watch: bool = False) -> Tensor | None:
+        """Compresses one context, given as token ids, into the memory.
+
+        watch: returns what its COMP tokens listened to, fp32 (n, N): which share of the attention that they paid to
+        the context's N text tokens went to each, as a mean over layers and heads; None where there are no COMP tokens.
+        """
         if not self.method.reads:
-            return
-        _, keys, values, added, slots = self._forward(self.memory, ids, last=False)
+            return None
+        _, keys, values, added, slots, attention = self._forward(self.memory, ids, last=False, watch=watch)
         self.memory = self.memory.updated(self.method, keys, values, added, slots, text=len(ids))
+        return torch.stack(attention).mean(0) if watch and self.method.comp else None
 
     def logits(self, ids: list[int]) -> Tensor:
         """Logits (N, vocab_size) on input (and output) ids, from the memory. Changes nothing."""
@@ -83,7 +93,7 @@ class Session:
         """
         memory = self.memory
         for _ in range(max_tokens):
-            logits, keys, values, added, _ = self._forward(memory, ids, last=True)
+            logits, keys, values, added, *_ = self._forward(memory, ids, last=True)
             token = sample(logits[-1], temperature, top_p, generator)
             if stop and token == self.model.config.eos_id:
                 return
@@ -92,8 +102,8 @@ class Session:
             memory.position, memory.tokens = memory.position + len(ids), memory.tokens + len(ids)
             ids = [token]
 
-    def _forward(self, memory: Memory, ids: list[int], last: bool):
-        """The model on one step, or the next piece of the last: logits, keys, values, columns and slots.
+    def _forward(self, memory: Memory, ids: list[int], last: bool, watch: bool = False):
+        """The model on one step, or the next piece of the last: logits, keys, values, columns, slots, attention.
 
         Raises ValueError for a text longer than the model's positions.
         """
@@ -109,9 +119,9 @@ class Session:
         positions = torch.from_numpy(memory.position + offsets).to(self.device)[None]
         comp = added.comp.nonzero()[:, 0]
         gate = lora_gate(comp, self.method.conditional, self.adapted)
-        view = Recursive(self.method, memory, added)
+        view = Recursive(self.method, memory, added, watch)
         logits = self.model(tokens, positions, view, comp, gate)  # (1, N, vocab_size)
-        return logits[0], torch.stack(view.keys), torch.stack(view.values), added, slots
+        return logits[0], torch.stack(view.keys), torch.stack(view.values), added, slots, view.attention
 
 
 def sample(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator | None = None) -> int:

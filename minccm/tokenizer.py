@@ -19,7 +19,7 @@ class Tokenizer:
         if not path.is_file():
             raise ValueError(f"{path.with_name('tokenizer.model')} is missing: put the model's tokenizer there")
         read = _json if path.suffix == ".json" else _sentencepiece
-        self._encode, self._decode, self.vocab_size, self.bos_id, self.eos_id = read(path)
+        self._encode, self._decode, self._piece, self._control, self.vocab_size, self.bos_id, self.eos_id = read(path)
         if self.bos_id < 0 or self.eos_id < 0:
             raise ValueError(f"{path} has no ids for the begin and the end of a text (BOS and EOS)")
         self.newline = self.encode("a\na")[1:-1]
@@ -30,6 +30,17 @@ class Tokenizer:
 
     def decode(self, ids: list[int]) -> str:
         return self._decode(ids)
+
+    def mark(self, text: str) -> list[int]:
+        """A mark of a prompt format, such as [INST]: a piece of its own in vocabularies that have one, else text."""
+        id = self._control(text)
+        return self.encode(text) if id is None else [id]
+
+    def words(self, ids: list[int]) -> list[tuple[str, slice]]:
+        """The words of a text given as ids, each with the place of its tokens."""
+        pieces = [self._piece(id) for id in ids]  # a space before a word is \u2581 to sentencepiece, \u0120 in bytes
+        starts = [i for i, piece in enumerate(pieces) if not i or piece[0] in "\u2581\n\u0120\u010a"] + [len(ids)]
+        return [(self.decode(ids[a:b]).strip(), slice(a, b)) for a, b in zip(starts, starts[1:])]
 
     def span(self, text: str, part: str) -> tuple[int, int]:
         """Tokens [first, last) of encode(text) that cover the last place where `part` stands in it."""
@@ -44,7 +55,13 @@ def _sentencepiece(path: Path):
         pieces = sentencepiece.SentencePieceProcessor(model_file=str(path))
     except (RuntimeError, OSError):
         raise ValueError(f"{path} is no sentencepiece model: of Llama-3, take tokenizer.json instead") from None
-    return pieces.encode, pieces.decode, pieces.vocab_size(), pieces.bos_id(), pieces.eos_id()
+
+    def control(text: str) -> int | None:
+        id = pieces.piece_to_id(text)
+        return id if pieces.is_control(id) else None
+
+    ids = pieces.vocab_size(), pieces.bos_id(), pieces.eos_id()
+    return pieces.encode, pieces.decode, pieces.id_to_piece, control, *ids
 
 
 def _json(path: Path):
@@ -58,7 +75,9 @@ def _json(path: Path):
         raise ValueError(f"{path} is no tokenizer.json") from None
     pieces.encode_special_tokens = True  # a user's "<|eot_id|>" is text
     config = read_config(path.parent)
-    return partial(_ids, pieces), pieces.decode, pieces.get_vocab_size(), config.bos_id, config.eos_id
+    control = {token.content: id for id, token in pieces.get_added_tokens_decoder().items() if token.special}.get
+    ids = pieces.get_vocab_size(), config.bos_id, config.eos_id
+    return partial(_ids, pieces), pieces.decode, pieces.id_to_token, control, *ids
 
 
 def _ids(pieces, text: str) -> list[int]:

@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import chat
 import eval
 import weights
+from conversation import open_conversation
 from minccm import cli
 from minccm.checkpoint import load_adapter, load_model, save_adapter, save_model
 from minccm.config import LlamaConfig
@@ -116,16 +116,10 @@ def chain(tiny, tmp_path):
     return tmp_path / "tiny-no", tmp_path / "finetune" / "tiny-no-online-concat_recur-ntok2"
 
 
-def options(*arguments):
-    parser = cli.parser("")
-    parser.add_argument("--adapter", default=None)
-    return parser.parse_args(["--device", "cpu", *map(str, arguments)])
-
-
 def test_step_2_on_step_1(tiny, chain):
     """--init merges W + (alpha / r) B A of step 1 into the base; the compression adapter then goes on top of that."""
     step1, step2 = chain
-    session = chat.open_conversation(options("--init", step1, "--adapter", step2)).session
+    session = open_conversation(init=step1, adapter=step2).session
     model, tensors = load_model(tiny), load_file(step1 / "model.safetensors")
     for name, module in model.named_modules():
         if a := [tensors[key] for key in tensors if f".{name}.lora_" in key]:
@@ -148,9 +142,9 @@ def test_step_1_is_merged_once(tiny, chain, tmp_path):
     save_adapter(tmp_path / "ours", model, get_method("ccm-concat"), 2)
     shutil.copytree(step1, tmp_path / "ours" / "init")
     with pytest.raises(ValueError, match="leave --init out"):
-        chat.open_conversation(options("--init", step1, "--adapter", tmp_path / "ours"))
+        open_conversation(init=step1, adapter=tmp_path / "ours")
     with pytest.raises(ValueError, match="no step-1 adapter"):
-        cli.open_base(options("--init", tmp_path / "ours"))
+        cli.open_base(tiny, tmp_path / "ours", torch.device("cpu"), torch.float32)
 
 
 def test_eval_starts_each_adapter_from_the_base(tiny, chain, tmp_path, monkeypatch):
@@ -255,9 +249,7 @@ def test_more_ids_than_pieces(tiny, tmp_path):
         larger.load_state_dict(state)
         save_model(tmp_path / f"base{more}", larger, torch.float32)
         shutil.copy(tiny / "tokenizer.model", tmp_path / f"base{more}")
-        conversation = chat.open_conversation(
-            options("--model", tmp_path / f"base{more}", "--adapter", tmp_path / "tiny-online-concat_recur-ntok2")
-        )
+        conversation = open_conversation(tmp_path / f"base{more}", adapter=tmp_path / "tiny-online-concat_recur-ntok2")
         conversation.session.read(tokens)
         memories.append(conversation.session.memory.keys)
     assert all(torch.equal(a, b) for a, b in zip(*memories))

@@ -1,28 +1,85 @@
-"""chat.py, scripted: lines in, replies out; what it says of memory is so; a model told a fact answers with it."""
+"""chat.py: what it says of memory is so; a conversation saved goes on the same; nothing that comes in does harm."""
 
+import contextlib
+import gc
+import io
+import json
+import os
+import pty
+import re
+import resource
+import select
+import signal
+import struct
 import subprocess
 import sys
+import time
 
 import pytest
+import safetensors.torch
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import chat
-from minccm import cli
+import conversation
+from conversation import Conversation, open_conversation
+from minccm.layout import segments
 from tests.conftest import ROOT
 
+SAID = ["My name is Ada.", "The sun is shining today.", "What is my name?"]
+IN_ROOT = dict(capture_output=True, text=True, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"})
+quick = settings(max_examples=60, deadline=None, derandomize=True)
 
-def talk(*lines, options=()):
-    text = "".join(line + "\n" for line in lines)
-    done = subprocess.run(
-        [sys.executable, "chat.py", "--device", "cpu", *options], input=text, capture_output=True, text=True, cwd=ROOT
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """run(*lines, options): what chat.py prints for these lines on its standard input, line by line."""
+
+    def main(*lines, options=(), text=b""):
+        monkeypatch.setattr("sys.argv", ["chat.py", "--device", "cpu", *map(str, options)])
+        given = text or "".join(line + "\n" for line in lines).encode()
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(given), "utf-8"))
+        chat.main()
+        return capsys.readouterr().out.splitlines()
+
+    return main
+
+
+def tell(conversation, *lines, **sampling):
+    return ["".join(conversation.reply(line, **sampling)) for line in lines]
+
+
+def same(a, b):
+    """Do two conversations hold the same memory, number for number?"""
+    a, b = a.session.memory, b.session.memory
+    counts = (a.step, a.position, a.tokens) == (b.step, b.position, b.tokens)
+    return counts and torch.equal(a.keys, b.keys) and torch.equal(a.columns.data, b.columns.data)
+
+
+@pytest.fixture(scope="module")
+def opened():
+    return {name: open_conversation(method=name) for name in ("ccm-concat", "ccm-merge", "full", "none")}
+
+
+@pytest.fixture
+def fresh(opened):
+    """fresh(method, format, system): a new conversation with the model that ships."""
+
+    def begin(method="ccm-concat", format="dialogue", system=""):
+        made = opened[method].retold([])
+        return Conversation(made.session, made.tokenizer, format, system, made.made_for["adapter"])
+
+    return begin
+
+
+# ---------------------------------------------------------------------------------------------------- what is said
 
 
 @pytest.mark.parametrize("method", ["full", "ccm-concat"])
-def test_it_remembers(method):
+def test_it_remembers(run, method):
     """Told a city, then talked to of other things, the shipped model still knows it: from the text, or from memory."""
-    replies = talk(
+    replies = run(
         "My sister lives in Lisbon.",
         "",  # an empty line is no turn
         "The weather is lovely today.",
@@ -32,27 +89,435 @@ def test_it_remembers(method):
     assert len(replies) == 3 and "Lisbon" in replies[-1], replies
 
 
-def open_shipped(*arguments):
-    parser = cli.parser("")
-    parser.add_argument("--adapter", default=None)
-    return chat.open_conversation(parser.parse_args(["--device", "cpu", *arguments]))
-
-
-def test_status_line():
-    """The line after each turn counts what was read and what is kept."""
-    conversation = open_shipped()
-    said = "".join(conversation.reply("My name is Ada."))
-    turns = [conversation.tokenizer.encode(text) for text in ("User: My name is Ada.", f"Bot: {said}")]
-    tokens = len(turns[0]) + len(turns[1]) + 2  # BOS and a newline
-    n = conversation.session.n
-    assert conversation.status().startswith(f"{tokens} tokens in 2 turns -> {2 * n} memory slots")
-    assert f"(full context: {tokens} KV pairs" in conversation.status()
-
-
-def test_pieces_make_the_reply():
+def test_pieces_make_the_reply(fresh):
     """What streams is the reply, whatever characters it is made of; nothing is printed before it is complete."""
-    conversation = open_shipped()
+    conversation = fresh()
     ids = conversation.tokenizer.encode("caf\u00e9 \U0001f980 ok")
     conversation.session.generate = lambda prompt, **sampling: iter(ids)
     pieces = list(conversation.reply("Hello."))
     assert "".join(pieces) == "caf\u00e9 \U0001f980 ok" and not any("\ufffd" in piece for piece in pieces)
+
+
+def test_dialogue_is_spelled_as_in_training(fresh):
+    """Contexts and input of a dialogue are, token for token, those of a training sample."""
+    conversation = fresh()
+    sample = {
+        "contexts": ["User: Hi there!", "Bot: Hello! How are you?"],
+        "input": "User: Fine.\nBot:",
+        "target": "Oh.",
+    }
+    contexts, prompt, _ = segments(conversation.tokenizer, sample)
+    turn = {"user": "Hi there!", "bot": "Hello! How are you?"}
+    assert conversation.spell(turn) == contexts
+    conversation._hear(turn)
+    assert conversation.spell({"user": "Fine."}) == [prompt]
+
+
+@pytest.mark.parametrize("format", ["llama-2", "mistral"])
+def test_prompt_formats(fresh, format):
+    """LLaMA-2-chat's and Mistral-instruct's own formats, as their makers write them; an exchange is one time step."""
+    talk = fresh(format=format, system="Be kind.")
+    tell(talk, "Hi.", max_tokens=3)
+    said, encode, prompt = talk.turns[0]["bot"], talk.tokenizer.encode, talk.spell({"user": "Why?"})
+    if format == "llama-2":  # <s>[INST] <<SYS>> ... <</SYS>> user [/INST] reply </s><s>[INST] user [/INST]
+        first = [1, *encode(f"[INST] <<SYS>>\nBe kind.\n<</SYS>>\n\nHi. [/INST] {said} "), 2]
+        second = [1, *encode("[INST] Why? [/INST]")]
+    else:  # <s>[INST] user [/INST] reply</s>[INST] user [/INST]
+        first = [1, *encode(f"[INST] Be kind.\n\nHi. [/INST] {said}"), 2]
+        second = encode("[INST] Why? [/INST]")
+    talk.session.memory = fresh().session.memory
+    assert talk.spell(talk.turns[0]) == [first] and len(talk.kept()) == 1
+    assert prompt == [second]
+
+
+def test_usual_format(tmp_path):
+    """The format is told by the chat template, or the folder's name; a plain model takes dialogue."""
+    for name, format in {
+        "Llama-2-7b-chat-hf": "llama-2",
+        "Mistral-7B-Instruct-v0.2": "mistral",
+        "tiny": "dialogue",
+    }.items():
+        assert conversation.usual_format(tmp_path / name) == format
+    (tmp_path / "tokenizer_config.json").write_text('{"chat_template": "{{ \'[INST] \' }}"}')
+    assert conversation.usual_format(tmp_path) == "mistral"
+
+
+def test_long_paste(fresh):
+    """A long text is read in pieces, each compressed to n slots, and no word of it is lost."""
+    talk, words = fresh(), [f"word{i}" for i in range(400)]
+    tell(talk, " ".join(words), max_tokens=2)
+    steps = [row["text"].removeprefix("User: ").split() for row in talk.kept()]
+    assert sum(steps[:-1], []) == words and len(steps) > 6
+    assert all(row["slots"] == talk.session.n for row in talk.kept())
+    assert all(len(text) <= conversation.PIECE for text in conversation.pieces("x" * 5000))
+
+
+# ------------------------------------------------------------------------------------------------- what is kept of it
+
+
+def test_status(fresh):
+    """The status counts what was read, what is kept, and what full context would hold."""
+    talk, full = fresh(), fresh("full")
+    tell(talk, SAID[0])
+    full._hear(talk.turns[0])
+    status, n = talk.status(), talk.session.n
+    assert (status["step"], status["slots"]) == (2, 2 * n) and status["bytes"] == talk.session.memory.nbytes
+    assert status["full_slots"] == len(full.session.memory) and status["full_bytes"] == full.session.memory.nbytes
+    assert f"{2 * n} slots" in chat.status_line(**status).plain
+
+
+@pytest.mark.parametrize("method", ["ccm-concat", "ccm-merge"])
+def test_memory_does_not_grow(fresh, method):
+    """Concat keeps exactly n slots a turn, merge n in all; no tensor beside the memory stays."""
+
+    def tensor_bytes():
+        gc.collect()
+        total = 0
+        for thing in gc.get_objects():
+            if type(thing) is torch.Tensor:
+                with contextlib.suppress(RuntimeError):  # what other tests' vmap has left has no size
+                    total += thing.nbytes
+        return total
+
+    conversation, held = fresh(method), []
+    n = conversation.session.n
+    for turns in range(2, 22, 2):
+        tell(conversation, SAID[turns % 3], max_tokens=3)
+        memory = conversation.session.memory
+        assert len(memory) == (n if method == "ccm-merge" else n * turns) and not memory.keys.requires_grad
+        held.append(tensor_bytes() - memory.nbytes - memory.columns.data.nbytes)
+    assert held[-1] <= held[1]
+
+
+def test_what_is_listened_to(fresh):
+    """/memory shows, for each time step and COMP token, words of that very step."""
+    talk = fresh("ccm-merge")
+    tell(talk, *SAID[:2])
+    rows = talk.kept()
+    assert [row["slots"] for row in rows] == [0, 0, 0, talk.session.n]
+    for row in rows:
+        assert len(row["words"]) == talk.session.n
+        assert all(word in row["text"] and word not in ("User:", "Bot:") for best in row["words"] for word in best)
+
+
+def test_early_stop_is_a_turn(fresh):
+    """A reply that is stopped counts as far as it was said: memory and transcript agree."""
+    talk, other = fresh(), fresh()
+    reply = talk.reply(SAID[0])
+    said = next(reply) + next(reply)
+    reply.close()
+    assert said and talk.turns[0]["bot"] == said
+    other._hear({"user": SAID[0], "bot": said})
+    assert same(talk, other)
+
+
+@pytest.mark.parametrize("fails", [1, 2])
+def test_turn_is_kept_whole_or_not_at_all(fresh, fails):
+    """Where reading a turn fails midway, neither memory nor transcript has it."""
+    talk, before = fresh(), fresh()
+    tell(talk, SAID[0])
+    tell(before, SAID[0])
+    read, calls = talk.session.read, []
+
+    def failing(ids, watch=False):
+        calls.append(ids)
+        if len(calls) == fails:
+            raise KeyboardInterrupt
+        return read(ids, watch)
+
+    talk.session.read = failing
+    with pytest.raises(KeyboardInterrupt):
+        tell(talk, SAID[1])
+    assert same(talk, before) and talk.turns == before.turns and talk.text_tokens == before.text_tokens
+
+
+def test_retold_by_another_method(fresh):
+    """/method and /undo read the conversation anew: the memory is as if it had been so from the beginning."""
+    talk, other = fresh(), fresh("ccm-merge")
+    tell(talk, *SAID)
+    for turn in talk.turns:
+        other._hear(turn)
+    assert same(talk.retold(talk.turns, fresh("ccm-merge").session), other)
+    shorter = fresh()
+    tell(shorter, *SAID[:2])
+    assert same(talk.retold(talk.turns[:-1]), shorter)
+
+
+def test_comparing_changes_nothing(fresh):
+    """/compare answers from memory, full and no context, as these would; the conversation stays as it was."""
+    talk, full, none = fresh(), fresh("full"), fresh("none")
+    tell(talk, SAID[0])
+    before = talk.retold(talk.turns)
+    answers = talk.compare(SAID[2])
+    assert same(talk, before) and len(talk.turns) == 1
+    full._hear(talk.turns[0])
+    expected = {"ccm-concat": before, "full": full, "none": none}
+    sizes = {name: len(other.session.memory) for name, other in expected.items()}
+    assert answers == {name: (tell(other, SAID[2])[0], sizes[name]) for name, other in expected.items()}
+
+
+# --------------------------------------------------------------------------------------------------- saving and loading
+
+
+@pytest.mark.parametrize("method, sampling", [("ccm-concat", {}), ("ccm-merge", {"temperature": 0.9, "seed": 3})])
+def test_a_saved_conversation_goes_on_the_same(fresh, tmp_path, method, sampling):
+    """Saved, and loaded by a new process: the next reply is the same, token for token, also where tokens are drawn."""
+    conversation = fresh(method)
+    tell(conversation, *SAID[:2], **sampling)
+    conversation.save(tmp_path / "ada.memory")
+    (reply,) = tell(conversation, SAID[2], **sampling)
+    options = [f"--{name}={value}" for name, value in ({"method": method} | sampling).items()]
+    lines = f"/load {tmp_path / 'ada.memory'}\n{SAID[2]}\n"
+    done = subprocess.run([sys.executable, "chat.py", "--device", "cpu", *options], input=lines, **IN_ROOT)
+    assert done.stdout.splitlines()[-1] == reply, done.stderr
+
+
+def test_other_models_memory_is_refused(fresh, tmp_path):
+    """A file of another method, adapter, base or format is refused with the reason, and nothing changes."""
+    talk, file = fresh(), tmp_path / "ada.memory"
+    tell(talk, SAID[0])
+    talk.save(file)
+    with pytest.raises(ValueError, match="another method: 'ccm-concat', not 'ccm-merge'"):
+        fresh("ccm-merge").load(file)
+    with pytest.raises(ValueError, match="another format: 'dialogue', not 'mistral'"):
+        fresh(format="mistral").load(file)
+    for name in ("base", "adapter"):
+        other = fresh()
+        other.made_for[name] = "0123456789abcdef"
+        with pytest.raises(ValueError, match=f"another {name}"):
+            other.load(file)
+        assert not other.turns and not len(other.session.memory)
+    with pytest.raises(ValueError, match="is not there"):
+        talk.load(tmp_path / "nowhere")
+
+
+def test_failing_to_save_destroys_nothing(fresh, tmp_path):
+    """On a full disk, the file that was there stays as it was, and nothing else is left."""
+    talk, file = fresh(), tmp_path / "ada.memory"
+    tell(talk, SAID[0])
+    talk.save(file)
+    whole, limit = file.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    tell(talk, SAID[1])
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) // 2, limit[1]))  # what a disk does that has no more room
+    try:
+        with pytest.raises(OSError):
+            talk.save(file)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert file.read_bytes() == whole and os.listdir(tmp_path) == ["ada.memory"]
+
+
+@pytest.fixture(scope="module")
+def saved(opened, tmp_path_factory):
+    """A conversation's memory, its file, and that file's tensors and description."""
+    talk, file = opened["ccm-merge"].retold([]), tmp_path_factory.mktemp("saved") / "ada.memory"
+    tell(talk, *SAID[:2])
+    talk.save(file)
+    whole = file.read_bytes()
+    header = json.loads(whole[8 : 8 + struct.unpack("<Q", whole[:8])[0]])
+    return talk, file, whole, safetensors.torch.load(whole), json.loads(header["__metadata__"]["about"])
+
+
+def survives(saved, data):
+    """A file is refused in one line, or talked on from; nothing third."""
+    talk, file, *_ = saved
+    talk = talk.retold([])
+    file.with_name("crafted").write_bytes(data)
+    try:
+        talk.load(file.with_name("crafted"))
+    except ValueError as error:
+        assert "\n" not in str(error) and not talk.turns and not len(talk.session.memory)
+        return False
+    tell(talk, "Hello.", max_tokens=2)
+    talk.kept(), talk.status()
+    return True
+
+
+def test_the_file_itself_is_loaded(saved):
+    """What the tests below spoil is good before."""
+    assert survives(saved, saved[2])
+
+
+@settings(quick, max_examples=150)
+@given(st.data())
+def test_damaged_file(saved, data):
+    """Bytes changed, cut off or put in anywhere, above all in the header."""
+    whole = bytearray(saved[2])
+    for _ in range(data.draw(st.integers(1, 3))):
+        place = data.draw(st.integers(0, 3000) | st.integers(0, len(whole) - 1))
+        whole[place : place + data.draw(st.integers(0, 9))] = data.draw(st.binary(max_size=9))
+    survives(saved, bytes(whole[: data.draw(st.none() | st.integers(0, len(whole)))]))
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@settings(quick, max_examples=150)
+@given(st.data())
+def test_crafted_description(saved, data):
+    """Anything at all where the description of the memory, a count, or a turn is to be."""
+    *_, tensors, about = saved
+    about = json.loads(json.dumps(about))
+    place = data.draw(st.sampled_from([*about, "turn", "part", "all"]))
+    value = data.draw(anything)
+    if place == "turn":
+        about["turns"][0] = value
+    elif place == "part":
+        about["turns"][0][data.draw(st.sampled_from(["user", "bot", "system", "words", "context"]))] = value
+    elif place == "all":
+        about = value
+    else:
+        about[place] = value
+    survives(saved, safetensors.torch.save(tensors, {"about": json.dumps(about)}))
+
+
+@settings(quick, max_examples=150)
+@given(st.data())
+def test_crafted_tensors(saved, data):
+    """Tensors missing, of another shape or dtype, or with numbers that no memory has."""
+    *_, tensors, about = saved
+    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+    name = data.draw(st.sampled_from(sorted(tensors)))
+    what = data.draw(st.sampled_from(["missing", "shape", "dtype", "number", "row"]))
+    if what == "missing":
+        del tensors[name]
+    elif what == "shape":
+        tensors[name] = torch.zeros(data.draw(st.lists(st.integers(0, 9), max_size=5)), dtype=tensors[name].dtype)
+    elif what == "dtype":
+        kinds = [torch.bool, torch.uint8, torch.int32, torch.float16, torch.float64, torch.complex64, torch.float8_e5m2]
+        tensors[name] = tensors[name].to(data.draw(st.sampled_from(kinds)))
+    elif what == "row":
+        tensors[name] = tensors[name][: data.draw(st.integers(0, 7))].contiguous()
+    else:
+        flat, numbers = tensors[name].view(-1), st.integers(-(2**63), 2**63 - 1) | st.integers(-3, 9)
+        number = data.draw(numbers if name == "columns" else st.sampled_from([float("nan"), float("inf"), -3.0e38]))
+        flat[data.draw(st.integers(0, len(flat) - 1))] = number
+    survives(saved, safetensors.torch.save(tensors, {"about": json.dumps(about)}))
+
+
+def test_numbers_that_no_memory_has(saved):
+    """Each of these is refused, not only survived: slots of a wrong step, infinite values, pickles, counts below 0."""
+    *_, tensors, about = saved
+    save = lambda tensors, about: safetensors.torch.save(tensors, {"about": json.dumps(about)})
+    assert survives(saved, save(tensors, about))
+    for column, number in ((0, 1), (1, 3), (2, 2), (3, 99), (4, 2**40), (5, 1), (6, 2)):
+        data = tensors["columns"].clone()
+        data[0, column] = number
+        assert not survives(saved, save(tensors | {"columns": data}, about)), column
+    assert not survives(saved, save(tensors | {"keys": tensors["keys"] * float("inf")}, about))
+    assert not survives(saved, save(tensors, about | {"position": -1}))
+    assert not survives(saved, save(tensors, about | {"step": True}))
+    assert not survives(saved, safetensors.torch.save(tensors, {"about": "[" * 100_000}))
+    assert not survives(saved, b"\x80\x04cos\nsystem\n(S'true'\ntR.")
+
+
+# ------------------------------------------------------------------------------------------------------ the terminal
+
+
+def test_commands(run, tmp_path):
+    """Each command as JSON lines; replies carry the status."""
+    transcript = tmp_path / "said.txt"
+    lines = [
+        SAID[0],
+        "/memory",
+        "/compare Who am I?",
+        "/method merge",
+        "/help",
+        f"/export {transcript}",
+        "/undo",
+        SAID[1],
+    ]
+    rows = [json.loads(row) for row in run(*lines, "/forget", "/method full", options=["--json"])]
+    reply, memory, compared, method, help, export, undo, other, forget, full = rows
+    assert reply["user"] == SAID[0] and reply["step"] == 2 and reply["slots"] == 4
+    assert [row["slots"] for row in memory["memory"]] == [2, 2]
+    assert list(compared["answers"]) == ["ccm-concat", "full", "none"]
+    assert method["method"] == "ccm-merge" and (method["step"], method["slots"]) == (2, 16)
+    assert "memory" in help["help"] and undo["slots"] == 0 and other["step"] == 2
+    assert transcript.read_text() == f"User: {SAID[0]}\nBot: {reply['bot']}\n"
+    assert full["step"] == full["slots"] == 0
+
+
+def test_wrong_commands(run):
+    """In a script, a command that cannot be done ends it with one clear line (which exits with status 2)."""
+    for line, says in {
+        "/magic": "/help lists them",
+        "/save": "wants a file",
+        "/undo": "no turn",
+        "/method x": "ccm-x",
+    }.items():
+        with pytest.raises(ValueError, match=says):
+            run(line)
+
+
+def test_harmless(run):
+    """Invalid UTF-8, control characters, emoji, empty lines: what holds text has a reply."""
+    text = b"\xff\xfe hi \x80\n\n   \n\x1b[31mred\x07\x00\n\xf0\x9f\xa6\x80\xe2\x80\x8d\xf0\x9f\xa6\x80\n\x1b\x00\nbye"
+    lines = run(text=text)
+    assert len(lines) == 4 and not any("\x1b" in line for line in lines)
+    assert conversation.clean("a\x1b\x00\ud800b\u200d\U0001f980\n") == "ab\u200d\U0001f980\n"
+
+
+def test_closed_pipe():
+    """Whoever reads the replies may leave: no traceback."""
+    script = f"yes Hello. | {sys.executable} chat.py --device cpu | head -n 1"
+    done = subprocess.run(["bash", "-c", script], **IN_ROOT)
+    assert done.stdout.count("\n") == 1 and done.stderr == ""
+
+
+@pytest.mark.parametrize("no_color", ["", "1"])
+def test_in_a_terminal(no_color):
+    """Ctrl-C stops the reply and keeps the turn, Ctrl-D leaves; history; colour only where it is wanted."""
+    child, terminal = pty.fork()
+    if not child:
+        os.chdir(ROOT)
+        os.environ |= {"NO_COLOR": no_color, "TERM": "xterm", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        slow = "import chat, minccm.online as o, time; g = o.Session.generate\n"
+        slow += "o.Session.generate = lambda *a, **k: (time.sleep(0.2) or t for t in g(*a, stop=False, **k))\n"
+        slow += "chat.cli.run(chat.main)"
+        os.execv(sys.executable, [sys.executable, "-c", slow, "--device", "cpu", "--max-tokens", "600"])
+    seen = b""
+
+    def until(*parts):
+        """Waits for the parts, one after the other."""
+        nonlocal seen
+        seen = b""
+        while not re.search(b".*".join(parts), seen, re.S):
+            assert select.select([terminal], [], [], 60)[0], seen
+            seen += os.read(terminal, 1000)
+
+    until(b"Ctrl-D leaves", b"> ")
+    coloured = b"\x1b[2m" in seen
+    os.write(terminal, b"Hello.\r")
+    until(b"Hello.\r\n")
+    time.sleep(1)
+    os.kill(child, signal.SIGINT)
+    until(b"step 2", b"> ")  # the turn is kept: two time steps
+    os.write(terminal, b"\x1b[200~One line.\nAnother.\x1b[201~\r")  # a paste of two lines is one turn
+    until(b"Another.\r\n")
+    time.sleep(1)
+    os.kill(child, signal.SIGINT)
+    until(b"step 4", b"> ")
+    os.write(terminal, b"/nonsense\r")
+    until(b"there is no command", b"> ")
+    os.write(terminal, b"\x1b[A\x1b[A\x01/export \x0b\r")  # twice back, then the line is edited: history and editing
+    until(b"wants a file", b"> ")
+    time.sleep(0.5)  # the prompt stands a moment before Python waits for keys and notices signals
+    os.write(terminal, b"\x03")  # at the prompt, Ctrl-C does nothing
+    until(b"> ")
+    os.write(terminal, b"\x04")
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert coloured == (not no_color)
+
+
+def test_recording(run, tmp_path):
+    """--record keeps a session as a picture or as text."""
+    (tmp_path / "lines").write_text(f"{SAID[0]}\n/memory\n")
+    for name in ("a.svg", "a.txt"):
+        run(options=["--script", tmp_path / "lines", "--record", tmp_path / name])
+    assert (tmp_path / "a.svg").read_text().startswith("<svg")
+    assert f"> {SAID[0]}" in (tmp_path / "a.txt").read_text() and "step 2" in (tmp_path / "a.txt").read_text()

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minccm.methods import get_method
-from minccm.online import Session, sample
+from minccm.online import Recursive, Session, sample
 from tests.conftest import random_model
 
 CONTEXTS = [[1, 5, 6, 7], [8, 9], [], [10, 11, 12]]
@@ -60,3 +61,29 @@ def test_drawing_tokens():
     assert set(draws(0.4)) == {0} and set(draws(0.7)) == {0, 1} and set(draws(1.0)) == {0, 1, 2, 3}
     assert draws(1.0) == draws(1.0)
     assert 110 < draws(1.0).count(0) < 190
+
+
+@pytest.mark.parametrize("name, sink", [("ccm-concat", False), ("ccm-merge", True), ("ccm-concat-independent", False)])
+def test_what_comp_tokens_listen_to(name, sink, monkeypatch):
+    """Shares among the step's text of the attention that COMP tokens really pay, and watching changes nothing."""
+    method, ids, n = get_method(name, sink), [8, 9, 10], 2
+    watched, plain, paid = Session(random_model(n), method, n), Session(random_model(n), method, n), []
+    for session in (watched, plain):
+        session.read([1, 5, 6, 7])
+    before = len(watched.memory)
+
+    def attend(self, queries, keys, values):
+        """Attention with the identity for values is the attention weights."""
+        eye = torch.eye(keys.shape[2], dtype=keys.dtype).expand(1, queries.shape[1], -1, -1)
+        keys_of_heads = keys.repeat_interleave(queries.shape[1] // keys.shape[1], 1)
+        weights = F.scaled_dot_product_attention(queries, keys_of_heads, eye, self.mask)
+        text = weights[0, :, len(ids) :, before : before + len(ids)]  # (heads, n, N)
+        paid.append((text / text.sum(-1, keepdim=True)).mean(0))
+        return original(self, queries, keys, values)
+
+    original = Recursive.attend
+    plain.read(ids)
+    monkeypatch.setattr(Recursive, "attend", attend)
+    shares = watched.read(ids, watch=True)
+    torch.testing.assert_close(shares, torch.stack(paid).mean(0).float(), atol=1e-6, rtol=0)
+    assert shares.shape == (n, len(ids)) and torch.equal(watched.memory.keys, plain.memory.keys)

@@ -6,6 +6,7 @@ import shutil
 import sys
 
 import pytest
+import torch
 
 from minccm import cli
 from minccm.checkpoint import load_model, save_model
@@ -47,7 +48,7 @@ def test_vocabulary_too_small(tiny, tmp_path):
     model.load_state_dict(state)
     save_model(tmp_path, model)
     with pytest.raises(ValueError, match=f"{pieces} pieces.*{pieces - 1}"):
-        cli.open_base(cli.parser("").parse_args(["--model", str(tmp_path), "--device", "cpu"]))
+        cli.open_base(tmp_path, None, torch.device("cpu"), torch.float32)
 
 
 def test_of_tiktoken(tmp_path):

@@ -91,8 +91,7 @@ def test_too_long(complains, copy, monkeypatch, tmp_path):
     save_adapter(copy / "adapter", adapted(copy), get_method("ccm-concat"), 2)
     complains(eval, "--model", copy, "--samples", 2, says=["longer", "8 positions"])
     complains(train, "--model", copy, "--out", tmp_path / "out", says=["longer", "8 positions"])
-    monkeypatch.setattr("sys.stdin", io.StringIO())
-    monkeypatch.setattr("builtins.input", lambda prompt: "a long story " * 10)
+    monkeypatch.setattr("sys.stdin", io.StringIO("a long story " * 10))
     complains(chat, "--model", copy, "--adapter", copy / "adapter", says=["longer", "8 positions"])
 
 
