@@ -41,15 +41,21 @@ def arguments():
     add = parser.add_argument
     add("--data", default="dialog", help=f"{', '.join(data.GENERATED)}, JSON-lines files; several with commas between")
     add("--out", default=None, help="output folder; by default runs/DATA-METHOD")
-    add("--steps", type=int, default=250, help="optimizer steps")
+    add("--steps", type=int, default=340, help="optimizer steps")
     add("--batch", type=int, default=128, help="samples a step")
     add("--lr", type=float, default=3e-3, help="peak learning rate; cosine to a tenth")
     add("--warmup", type=float, default=0.03, help="share of the steps in which the learning rate rises")
-    add("--grow", type=float, default=1.0, help="share of the steps in which samples grow to their length")
+    add(
+        "--grow",
+        type=float,
+        default=None,
+        help="share of the steps in which samples grow to their length; by default "
+        "0.5, on a CPU 1.6, so that they stay short: in minutes nothing else is learned",
+    )
     add("--r", type=int, default=32, help="rank of LoRA")
     add("--alpha", type=float, default=64, help="scale of LoRA: alpha / r")
     add("--dropout", type=float, default=0.0, help="of LoRA's input")
-    add("--text-weight", type=float, default=None, help="loss weight of other text; by default 0, --pretrain 0.1")
+    add("--text-weight", type=float, default=None, help="loss weight of other text; by default 0.01, --pretrain 0.03")
     add("--row-tokens", type=int, default=None, help="tokens of one forward pass; by default 2048, on a GPU 65536")
     add("--adapter", default=None, help="go on from this adapter, of the same method and n")
     add("--compile", action="store_true", help="compile the blocks with torch.compile: slower to start, then faster")
@@ -62,7 +68,7 @@ def arguments():
     options = parser.parse_args()
     if options.pretrain:
         options.method = "full"
-    options.text_weight = (0.1 if options.pretrain else 0.0) if options.text_weight is None else options.text_weight
+    options.text_weight = (0.03 if options.pretrain else 0.01) if options.text_weight is None else options.text_weight
     for name in ("steps", "batch", "r", "save_every", "row_tokens", "dim", "layers", "heads"):
         if vars(options)[name] is not None and vars(options)[name] < 1:
             raise ValueError(f"--{name.replace('_', '-')} is to be at least 1")
@@ -86,7 +92,7 @@ class Steps(Dataset):
         layouts = []
         grown = (step + 1) / max(1, self.options.grow * self.options.steps)
         # Short samples first: what is close is learned many times faster than what is far, and carries over.
-        longest = None if grown >= 1 else 2 + int(28 * grown**3)
+        longest = None if grown >= 1 else 2 + int(28 * grown**5)
         for index in range(step * self.options.batch, (step + 1) * self.options.batch):
             sample = self.source(index, longest)
             contexts, input, target = segments(self.tokenizer, sample, self.method.reads)
@@ -142,6 +148,7 @@ def new_base(options, device) -> tuple[Transformer, Tokenizer]:
 def main():
     options = arguments()
     device, dtype = cli.device_and_dtype(options)
+    options.grow = (1.6 if device.type == "cpu" else 0.5) if options.grow is None else options.grow
     options.row_tokens = options.row_tokens or (2048 if device.type == "cpu" else 65536)
     method = get_method(options.method, options.sink)
     if options.n is None:
