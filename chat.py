@@ -105,7 +105,7 @@ class Terminal:
         rows, status, method = self.talk.kept(), self.talk.status(), self.talk.session.method
         table = self.table("step", "slots", "each COMP token listened to", "the text, now gone")
         for row in rows[-16:]:
-            words = [" ".join(best[: 6 // len(row["words"]) or 1]) for best in row["words"]]
+            words = dict.fromkeys(" ".join(best[: 6 // len(row["words"]) or 1]) for best in row["words"])  # each once
             table.add_row(
                 str(row["step"]), str(row["slots"] or ""), " | ".join(words), textwrap.shorten(row["text"], 60)
             )

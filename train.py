@@ -45,13 +45,7 @@ def arguments():
     add("--batch", type=int, default=128, help="samples a step")
     add("--lr", type=float, default=3e-3, help="peak learning rate; cosine to a tenth")
     add("--warmup", type=float, default=0.03, help="share of the steps in which the learning rate rises")
-    add(
-        "--grow",
-        type=float,
-        default=None,
-        help="share of the steps in which samples grow to their length; by default "
-        "0.5, on a CPU 1.6, so that they stay short: in minutes nothing else is learned",
-    )
+    add("--grow", type=float, default=None, help="share of the steps in which samples grow: 0.5, on a CPU 1.6")
     add("--r", type=int, default=32, help="rank of LoRA")
     add("--alpha", type=float, default=64, help="scale of LoRA: alpha / r")
     add("--dropout", type=float, default=0.0, help="of LoRA's input")
