@@ -22,7 +22,7 @@ from rich.text import Text
 
 from conversation import BOT, FORMATS, USER, Conversation, clean, open_conversation
 from minccm import cli
-from minccm.checkpoint import write_text
+from minccm.files import write_text
 from minccm.methods import METHODS
 
 

@@ -29,7 +29,6 @@ USER, BOT = "User:", "Bot:"  # how a dialogue marks who speaks
 BEFORE, AFTER = "[INST]", "[/INST]"  # around what the user says, in the formats llama-2 and mistral
 FORMATS = ("dialogue", "llama-2", "mistral")
 MARKS = (USER, BOT, BEFORE, AFTER)
-CPU = torch.device("cpu")
 PIECE = 400  # characters of a long text that are read, and compressed, at a time
 
 
@@ -238,7 +237,7 @@ def open_conversation(
     sink=None,
     format=None,
     system="",
-    device=CPU,
+    device="cpu",
     dtype=torch.float32,
 ) -> Conversation:
     """A conversation with the model of a folder, by default the one that ships.

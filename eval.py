@@ -23,7 +23,8 @@ from tqdm import tqdm
 import data
 from data import dialog
 from minccm import cli
-from minccm.checkpoint import load_adapter, make_folder, write_text
+from minccm.checkpoint import load_adapter
+from minccm.files import make_folder, write_text, write_whole
 from minccm.layout import Layout, check_length, collate, group, lay_out, segments
 from minccm.mask import predict
 from minccm.methods import Columns, Method, get_method, visible
@@ -204,9 +205,7 @@ def picture(rows: list[dict], path: Path) -> None:
 def save_figure(figure, path: Path) -> None:
     """Writes a picture whole or not at all."""
     make_folder(path.parent)
-    beside = path.with_name(f".{path.name}.part{path.suffix}")
-    figure.savefig(beside, dpi=150)
-    beside.replace(path)
+    write_whole(path, lambda beside: figure.savefig(beside, dpi=150, format=path.suffix[1:] or None))
 
 
 def adapters_of(options) -> list[Path]:

@@ -24,8 +24,9 @@ from tqdm import tqdm
 import data
 from eval import BASELINES, TIME_STEPS, Run, close_gaps, evaluate, show
 from minccm import cli
-from minccm.checkpoint import load_adapter, load_model, make_folder, save_adapter, save_model, write_text
+from minccm.checkpoint import load_adapter, load_model, save_adapter, save_model
 from minccm.config import LlamaConfig
+from minccm.files import make_folder, write_text, write_whole
 from minccm.layout import Batch, check_length, collate, group, lay_out, segments
 from minccm.mask import predict
 from minccm.methods import Method, get_method
@@ -51,7 +52,7 @@ def arguments():
     add("--dropout", type=float, default=0.0, help="of LoRA's input")
     add("--text-weight", type=float, default=None, help="loss weight of other text; by default 0.01, --pretrain 0.03")
     add("--row-tokens", type=int, default=None, help="tokens of one forward pass; by default 2048, on a GPU 65536")
-    add("--adapter", default=None, help="go on from this adapter, of the same method and n")
+    add("--adapter", default=None, help="go on from this one, of the same method and n; its r and alpha hold")
     add("--compile", action="store_true", help="compile the blocks with torch.compile: slower to start, then faster")
     add("--resume", action="store_true", help="go on from the checkpoint in the output folder")
     add("--save-every", type=int, default=100, help="steps between checkpoints")
@@ -257,8 +258,7 @@ def save(out: Path, options, trained: dict, optimizer, step: int) -> None:
     state |= {"optimizer": optimizer.state_dict(), "rng": torch.get_rng_state()}
     if torch.cuda.is_available():
         state["cuda_rng"] = torch.cuda.get_rng_state()
-    torch.save(state, out / "state.pt.part")
-    (out / "state.pt.part").replace(out / "state.pt")
+    write_whole(out / "state.pt", lambda beside: torch.save(state, beside))
 
 
 def resume(out: Path, options, trained: dict, optimizer) -> int:

@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 
 from minccm import cli
-from minccm.checkpoint import AUTHORS_NAMES, load_model, make_folder, read_ours, save_model, write_text, write_whole
+from minccm.checkpoint import AUTHORS_NAMES, load_model, read_ours, save_model
+from minccm.files import make_folder, write_text, write_whole
 
 
 def measure(source: str, device: torch.device, dtype: torch.dtype):

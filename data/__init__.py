@@ -58,7 +58,8 @@ def _source(name: str, split: str, seed: int) -> Callable[[int, int | None], dic
 
 def shorten(sample: dict, longest: int | None) -> dict:
     """The sample with its last contexts only, at most `longest` and, where it has a distance, all from there on."""
-    cut = max(0, len(sample["contexts"]) - max(longest or 10**9, sample.get("distance", 1)))
+    count = len(sample["contexts"])
+    cut = max(0, count - max(longest or count, sample.get("distance", 1)))
     answers = [i - cut for i in sample.get("answers", []) if i >= cut]
     return sample | {"contexts": sample["contexts"][cut:], "answers": answers} if cut else sample
 

@@ -8,7 +8,6 @@ An adapter is a folder: adapter.safetensors (A, B, COMP embeddings) and adapter.
 import hashlib
 import json
 import math
-import os
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,11 +17,11 @@ from typing import NamedTuple
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
 from minccm.config import SHAPES, UNTOLD, read_config
+from minccm.files import make_folder, write_tensors, write_text
 from minccm.methods import Method, get_method
 from minccm.model import Transformer
 
@@ -372,40 +371,3 @@ def _read_authors(
         parts["comp_embeddings"] = [part._replace(shape=(min(n, rows), *part.shape[1:]), read=lambda: part.read()[:n])]
     sink = bool(re.search(r"-sink(?=[-_]|$)", title)) if sink is None else sink
     return {"method": method, "n": n, "sink": sink, "r": r, "alpha": alpha}, parts
-
-
-def write_whole(path: Path, write) -> None:
-    """Writes a file whole or not at all: write(path) makes it beside, then it is renamed.
-
-    On a full disk, or when interrupted, the file that was there stays.
-    """
-    beside = path.with_name(path.name + ".part")
-    try:
-        write(beside)
-        os.replace(beside, path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
-
-
-def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Writes a safetensors file whole or not at all."""
-    write_whole(path, partial(save_file, {name: tensor.contiguous() for name, tensor in tensors.items()}))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file whole or not at all."""
-    write_whole(path, lambda beside: beside.write_text(text, "utf-8"))
-
-
-def make_folder(folder: str | Path) -> Path:
-    """Makes an output folder. Raises ValueError, in one line, where nothing can be written."""
-    folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".part"
-        probe.write_bytes(b"")
-        probe.unlink()
-    except OSError as error:
-        raise ValueError(f"{folder} cannot be written to ({error.strerror}): give another folder with --out") from None
-    return folder

@@ -30,8 +30,11 @@ def parser(description: str) -> argparse.ArgumentParser:
     return options
 
 
-def open_base(folder, init, device: torch.device, dtype: torch.dtype) -> tuple[Transformer, Tokenizer]:
-    """The base model of a folder, with the step-1 adapter `init`, if any, merged into it, and its tokenizer."""
+def open_base(folder, init=None, device="cpu", dtype=None) -> tuple[Transformer, Tokenizer]:
+    """The base model of a folder, with the step-1 adapter `init`, if any, merged into it, and its tokenizer.
+
+    device, dtype: as of load_model. Raises ValueError, in one line, where these do not fit together.
+    """
     read_config(folder)  # what is quickly found to be wrong is said before the weights are read
     tokenizer = Tokenizer(folder)
     model = load_model(folder, device, dtype)

@@ -15,8 +15,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from minccm.checkpoint import write_whole
 from minccm.config import LlamaConfig
+from minccm.files import write_whole
 from minccm.methods import PAD, Columns, Method, columns, visible
 
 

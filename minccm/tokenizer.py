@@ -6,6 +6,7 @@ from pathlib import Path
 import sentencepiece
 
 from minccm.config import read_config
+from minccm.files import write_whole
 
 
 class Tokenizer:
@@ -86,20 +87,21 @@ def _ids(pieces, text: str) -> list[int]:
 
 def train_tokenizer(lines, path: str | Path, vocab_size: int) -> None:
     """A BPE tokenizer.model of vocab_size pieces from an iterable of texts, with LLaMA's ids of BOS (1) and EOS (2)."""
-    path = Path(path)
-    beside = path.with_name(path.name + ".part")
-    with open(beside, "wb") as file:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(lines),
-            model_writer=file,
-            vocab_size=vocab_size,
-            model_type="bpe",
-            byte_fallback=True,  # any text has ids
-            split_digits=True,
-            normalization_rule_name="identity",
-            remove_extra_whitespaces=False,
-            user_defined_symbols=["\n"],
-            character_coverage=1.0,
-            minloglevel=2,
-        )
-    beside.replace(path)
+
+    def train(beside: Path) -> None:
+        with open(beside, "wb") as file:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=iter(lines),
+                model_writer=file,
+                vocab_size=vocab_size,
+                model_type="bpe",
+                byte_fallback=True,  # any text has ids
+                split_digits=True,
+                normalization_rule_name="identity",
+                remove_extra_whitespaces=False,
+                user_defined_symbols=["\n"],
+                character_coverage=1.0,
+                minloglevel=2,
+            )
+
+    write_whole(Path(path), train)
