@@ -30,6 +30,7 @@ class Memory:
     step: int = 0  # the time step to come
     position: int = 0  # text tokens so far
     tokens: int = 0  # text and COMP tokens so far
+    means: Tensor | None = None  # float64 (2, layers, kv heads, M, head_dim): the slots as they are before rounding
 
     @classmethod
     def empty(cls, config: LlamaConfig, dtype: torch.dtype, device) -> "Memory":
@@ -89,7 +90,12 @@ class Memory:
         """With more columns behind those there are."""
         data = torch.cat([self.columns.data, added.data])
         keys, values = torch.cat([self.keys, keys], 2), torch.cat([self.values, values], 2)
-        return Memory(keys, values, Columns(data), self.step, self.position, self.tokens)
+        return Memory(keys, values, Columns(data), self.step, self.position, self.tokens, self.means)
+
+    def select(self, kept: Tensor) -> "Memory":
+        """With only the columns that `kept`, bool (M,), tells."""
+        keys, values = self.keys[:, :, kept], self.values[:, :, kept]
+        return Memory(keys, values, self.columns[kept], self.step, self.position, self.tokens, self.means)
 
     def updated(
         self, method: Method, keys: Tensor, values: Tensor, added: Columns, slots: Columns, text: int
@@ -104,22 +110,29 @@ class Memory:
             memory = memory.merged(method, slots)
         # a later query: of a context, or of an input
         later = columns(step=self.step + 1, order=self.tokens + len(added.data), last=np.arange(2))
-        kept = visible(method, Columns.of(later, keys.device)[:, None], memory.columns).any(0)
-        return Memory(
-            memory.keys[:, :, kept],
-            memory.values[:, :, kept],
-            memory.columns[kept],
-            self.step + 1,
-            self.position + text,
-            self.tokens + len(added.data),
-        )
+        memory = memory.select(visible(method, Columns.of(later, keys.device)[:, None], memory.columns).any(0))
+        memory.step, memory.position = self.step + 1, self.position + text
+        memory.tokens = self.tokens + len(added.data)
+        return memory
 
     def merged(self, method: Method, slots: Columns) -> "Memory":
-        """With the slots of this step: (1 - a) times the last step's slot j plus a times the mean of what goes in."""
+        """With the slots of this step: (1 - a) times the last step's slot j plus a times the mean of what goes in.
+
+        In float64, which `means` keeps for the next step: a 16-bit mean no longer moves after a few hundred steps.
+        """
         have, rate = self.columns, method.rate(self.step - method.delay + 1)
         new = slots[:, None]  # (M, 1, 7) against (C, 7)
-        fresh = (have.kind != new.kind) & (have.index == new.index) & (have.step == self.step - method.delay)
-        before = (have.kind == new.kind) & (have.index == new.index) & (have.step == self.step - 1)
-        fresh, before = fresh.to(self.keys.dtype), before.to(self.keys.dtype)
-        weights = rate * fresh / fresh.sum(1, keepdim=True).clamp(min=1) + (1 - rate) * before  # (M, C)
-        return self.extended(weights @ self.keys, weights @ self.values, slots)
+        fresh = (have.kind != new.kind) & (have.index == new.index) & (have.step == self.step - method.delay)  # (M, C)
+        taken = fresh.any(0)
+        weights = fresh[:, taken].double() / fresh.sum(1, keepdim=True).clamp(min=1)
+        pairs = torch.stack([self.keys[:, :, taken], self.values[:, :, taken]])  # (2, layers, kv heads, C, head_dim)
+        means = rate * (weights @ pairs.double())
+        if rate < 1:
+            before = self.means
+            if before is None:  # read from a file
+                last = (have.kind == new.kind) & (have.step == self.step - 1)
+                before = torch.stack([self.keys, self.values])[:, :, :, last[0]].double()
+            means = means + (1 - rate) * before
+        merged = self.extended(*means.to(self.keys), slots)
+        merged.means = means
+        return merged
