@@ -3,6 +3,7 @@
     python eval.py --data dialog                  # the model that ships: none, full, and each adapter beside it
     python eval.py --data icl --adapter DIR --json result.json --picture result.png
     python eval.py --masks masks.png              # who sees whom, for every method
+    python eval.py --stream FILE                  # a long text in a cache of fixed size: measure/stream.py
 
 Perplexity is over the target's tokens without EOS. Recall is the share of answers of which every token is the likeliest
 one, given the true target before it. Accuracy takes the option of the highest summed log-likelihood, EOS included.
@@ -230,7 +231,17 @@ def main():
     add("--json", type=Path, default=None, help="write the table there, as a list of rows")
     add("--picture", type=Path, default=None, help="draw the table there")
     add("--masks", type=Path, default=None, help="draw the masks of all methods there, and do nothing else")
+    add("--stream", default=None, help="stream this text file through a cache of fixed size, and do nothing else")
+    add("--window", type=int, nargs="+", default=[160], help="--stream: key/value pairs in the cache when it is full")
+    add("--chunk", type=int, default=None, help="--stream: tokens compressed at once; by default two fifths of it")
+    add("--memory", type=int, default=8, help="--stream: slots of concatenated memory that are kept")
+    add("--tokens", type=int, default=None, help="--stream: only so many tokens of the file")
+    add("--token-by-token", type=int, default=0, help="--stream: read so many tokens one by one as well, to compare")
     options = parser.parse_args()
+    if options.stream:
+        from measure import stream
+
+        return stream.main(options)
     if options.masks:
         from minccm.picture import draw_masks
 

@@ -5,7 +5,8 @@
 contexts are c(1) ... c(t) of the paper, input is I(t) and target O(t). Four more fields are optional: "options", the
 candidates of a multiple choice (the target is one of them); "answer", the part of the target that counts as recalled;
 "distance", how many contexts ago it was told (1: in the last one before the input); "answers", the numbers (from 0) of
-the contexts that answer from earlier ones as the target does: one forward pass can learn from these as well.
+the contexts that answer from earlier ones as the target does: one forward pass can learn from these as well. And in
+running text "joined" is true: no line break stands between its parts.
 
 A dataset module has `sample(split, index, seed)`, the index-th sample of "train", "validation" or "test"; where a time
 step t is more than "the first t contexts", it also has `sample_at(split, index, time_step, seed)`.
@@ -19,6 +20,8 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
+from data import text
+
 GENERATED = ("dialog", "icl", "persona")  # made by our own generators: no download, the same everywhere
 SPLITS = ("train", "validation", "test")
 
@@ -29,7 +32,8 @@ def source(names: str, split: str, seed: int = 0) -> Callable[..., dict]:
     Called with `longest` as well, it gives a sample of 1 to so many contexts: the short ones that training begins with.
 
     A name is that of a dataset here, or the path of a JSON-lines file (which then serves every split) or of a folder
-    with train.jsonl, validation.jsonl and test.jsonl; files are gone through again and again, shuffled each time.
+    with train.jsonl, validation.jsonl and test.jsonl; files are gone through again and again, shuffled each time. Or it
+    is the path of a plain text (data/text.py).
     Raises ValueError, in one line that says what to do, when there is no such dataset, file or split.
     """
     parts = [_source(name, split, seed) for name in names.split(",")]
@@ -47,6 +51,8 @@ def _source(name: str, split: str, seed: int) -> Callable[[int, int | None], dic
             return shorten(module.sample(split, index, seed), longest)
 
         return make
+    if text.is_text(name):
+        return text.source(name, split, seed)
     samples = read_jsonl(_path(name, split))
 
     @functools.lru_cache(2)
@@ -74,6 +80,8 @@ def at_step(name: str, split: str, time_step: int, count: int, seed: int = 0) ->
         if hasattr(module, "sample_at"):
             return [module.sample_at(split, index, time_step, seed) for index in range(count)]
         samples = [module.sample(split, index, seed) for index in range(count)]
+    elif text.is_text(name):
+        samples = text.at_step(name, split, time_step, count, seed)
     else:
         samples = read_jsonl(_path(name, split))
     if any("options" in sample for sample in samples):

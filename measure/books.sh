@@ -1,0 +1,30 @@
+#!/bin/bash
+# Streaming a book (paper: figure 8): a small base trained on other books, adapters for it, and the book that none has seen.
+#   measure/books.sh TRAIN.txt.xz OUT BOOK.txt.xz...        all settings below can be given as variables
+set -euo pipefail
+train=$1 out=$2
+shift 2
+PYTHON=${PYTHON:-python3} STEPS=${STEPS:-1200} ADAPTER_STEPS=${ADAPTER_STEPS:-300} BATCH=${BATCH:-128}
+SHAPE=${SHAPE:---dim 512 --ffn 1408 --layers 8 --heads 8 --vocab 8000} TOKENS=${TOKENS:-120000} WINDOWS=${WINDOWS:-160 64}
+mkdir -p "$out"
+began=$SECONDS
+$PYTHON train.py --pretrain --data "text:$train" $SHAPE --lr 1.5e-3 --grow 0 --batch "$BATCH" --steps "$STEPS" \
+    --save-every 100000 --eval-samples 0 --out "$out/base"
+tail -n 1 "$out/base/log.jsonl"
+echo "base: $((SECONDS - began)) s"
+for method in ccm-concat:2 ccm-merge:8; do
+    $PYTHON train.py --model "$out/base" --data "text:$train" --method "${method%:*}" --n "${method#*:}" --sink --r 16 --alpha 32 \
+        --lr 1e-3 --grow 0.2 --batch "$BATCH" --steps "$ADAPTER_STEPS" --save-every 100000 --eval-samples 0 --out "$out/${method%:*}"
+    tail -n 1 "$out/${method%:*}/log.jsonl"
+    echo "${method%:*}: $((SECONDS - began)) s"
+done
+for book in "$@"; do  # the windows side by side
+    for window in $WINDOWS; do
+        name=$(basename "${book%%.*}")-$window
+        $PYTHON eval.py --model "$out/base" --adapter "$out/ccm-concat" "$out/ccm-merge" --stream "$book" --window "$window" \
+            --tokens "$TOKENS" --token-by-token "${SLOW:-1000}" --json "$out/$name.json" --picture "$out/$name.png" >"$out/$name.txt" &
+    done
+    wait
+    cat "$out/$(basename "${book%%.*}")"-*.txt
+    echo "$book: $((SECONDS - began)) s"
+done
