@@ -12,12 +12,13 @@ $PYTHON train.py --pretrain --data "text:$train" $SHAPE --lr 1.5e-3 --grow 0 --b
     --save-every 100000 --eval-samples 0 --out "$out/base"
 tail -n 1 "$out/base/log.jsonl"
 echo "base: $((SECONDS - began)) s"
-for method in ccm-concat:2 ccm-merge:8; do
+for method in ccm-concat:2 ccm-merge:8; do  # side by side
     $PYTHON train.py --model "$out/base" --data "text:$train" --method "${method%:*}" --n "${method#*:}" --sink --r 16 --alpha 32 \
-        --lr 1e-3 --grow 0.2 --batch "$BATCH" --steps "$ADAPTER_STEPS" --save-every 100000 --eval-samples 0 --out "$out/${method%:*}"
-    tail -n 1 "$out/${method%:*}/log.jsonl"
-    echo "${method%:*}: $((SECONDS - began)) s"
+        --lr 1e-3 --grow 0.2 --batch "$BATCH" --steps "$ADAPTER_STEPS" --save-every 100000 --eval-samples 0 --out "$out/${method%:*}" &
 done
+wait
+tail -n 1 "$out"/ccm-*/log.jsonl
+echo "adapters: $((SECONDS - began)) s"
 for book in "$@"; do  # the windows side by side
     for window in $WINDOWS; do
         name=$(basename "${book%%.*}")-$window
