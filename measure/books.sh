@@ -4,7 +4,7 @@
 set -euo pipefail
 train=$1 out=$2
 shift 2
-PYTHON=${PYTHON:-python3} STEPS=${STEPS:-1200} ADAPTER_STEPS=${ADAPTER_STEPS:-300} BATCH=${BATCH:-128}
+PYTHON=${PYTHON:-python3} STEPS=${STEPS:-1200} ADAPTER_STEPS=${ADAPTER_STEPS:-600} BATCH=${BATCH:-128} ADAPTER_BATCH=${ADAPTER_BATCH:-64}
 SHAPE=${SHAPE:---dim 512 --ffn 1408 --layers 8 --heads 8 --vocab 8000} TOKENS=${TOKENS:-120000} WINDOWS=${WINDOWS:-160 64}
 mkdir -p "$out"
 began=$SECONDS
@@ -13,8 +13,8 @@ $PYTHON train.py --pretrain --data "text:$train" $SHAPE --lr 1.5e-3 --grow 0 --b
 tail -n 1 "$out/base/log.jsonl"
 echo "base: $((SECONDS - began)) s"
 for method in ccm-concat:2 ccm-merge:8; do  # side by side
-    $PYTHON train.py --model "$out/base" --data "text:$train" --method "${method%:*}" --n "${method#*:}" --sink --r 16 --alpha 32 \
-        --lr 1e-3 --grow 0.2 --batch "$BATCH" --steps "$ADAPTER_STEPS" --save-every 100000 --eval-samples 0 --out "$out/${method%:*}" &
+    $PYTHON train.py --model "$out/base" --data "text:$train" --method "${method%:*}" --n "${method#*:}" --sink \
+        --lr 2e-3 --grow 0.2 --batch "$ADAPTER_BATCH" --steps "$ADAPTER_STEPS" --save-every 100000 --eval-samples 0 --out "$out/${method%:*}" &
 done
 wait
 tail -n 1 "$out"/ccm-*/log.jsonl
