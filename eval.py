@@ -5,11 +5,13 @@
     python eval.py --masks masks.png              # who sees whom, for every method
     python eval.py --stream FILE                  # a long text in a cache of fixed size: measure/stream.py
     python eval.py --stability                    # the same over 1,000,000 tokens: measure/stability.py
+    python eval.py --costs                        # time, memory and FLOP by length of context: measure/costs.py
 
 Perplexity is over the target's tokens without EOS. Recall is the share of answers of which every token is the likeliest
 one, given the true target before it. Accuracy takes the option of the highest summed log-likelihood, EOS included.
 """
 
+import importlib
 import json
 import math
 from dataclasses import dataclass, field
@@ -234,20 +236,16 @@ def main():
     add("--masks", type=Path, default=None, help="draw the masks of all methods there, and do nothing else")
     add("--stream", default=None, help="stream this text file through a cache of fixed size, and do nothing else")
     add("--stability", action="store_true", help="perplexity and recall over very long texts, and nothing else")
+    add("--costs", action="store_true", help="what compressing and answering take by length, and nothing else")
     add("--window", type=int, nargs="+", default=[160], help="--stream: key/value pairs in the cache when it is full")
     add("--chunk", type=int, default=None, help="--stream: tokens compressed at once; by default two fifths of it")
     add("--memory", type=int, default=8, help="--stream: slots of concatenated memory that are kept")
     add("--tokens", type=int, default=None, help="--stream: only so many tokens of the file")
     add("--token-by-token", type=int, default=0, help="--stream: read so many tokens one by one as well, to compare")
     options = parser.parse_args()
-    if options.stability:
-        from measure import stability
-
-        return stability.main(options)
-    if options.stream:
-        from measure import stream
-
-        return stream.main(options)
+    for name in ("stability", "stream", "costs"):
+        if vars(options)[name]:
+            return importlib.import_module(f"measure.{name}").main(options)
     if options.masks:
         from minccm.picture import draw_masks
 

@@ -120,8 +120,9 @@ class Session:
         comp = added.comp.nonzero()[:, 0]
         gate = lora_gate(comp, self.method.conditional, self.adapted)
         view = Recursive(self.method, memory, added, watch)
-        logits = self.model(tokens, positions, view, comp, gate)  # (1, N, vocab_size)
-        return logits[0], torch.stack(view.keys), torch.stack(view.values), added, slots, view.attention
+        rows = torch.arange(tokens.shape[1] if last else 0, device=self.device)  # a context is not predicted from
+        logits = self.model(tokens, positions, view, comp, gate, rows)  # (N, vocab_size)
+        return logits, torch.stack(view.keys), torch.stack(view.values), added, slots, view.attention
 
 
 def sample(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator | None = None) -> int:
