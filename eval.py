@@ -5,6 +5,7 @@
     python eval.py --masks masks.png              # who sees whom, for every method
     python eval.py --stream FILE                  # a long text in a cache of fixed size: measure/stream.py
     python eval.py --stability                    # the same over 1,000,000 tokens: measure/stability.py
+    python eval.py --show attention               # or mask, memory: measure/inside.py
     python eval.py --costs                        # time, memory and FLOP by length of context: measure/costs.py
 
 Perplexity is over the target's tokens without EOS. Recall is the share of answers of which every token is the likeliest
@@ -236,16 +237,19 @@ def main():
     add("--masks", type=Path, default=None, help="draw the masks of all methods there, and do nothing else")
     add("--stream", default=None, help="stream this text file through a cache of fixed size, and do nothing else")
     add("--stability", action="store_true", help="perplexity and recall over very long texts, and nothing else")
+    add("--jobs", type=int, default=1, help="--stability: so many lines of the tables at the same time")
     add("--costs", action="store_true", help="what compressing and answering take by length, and nothing else")
+    add("--show", choices=["attention", "mask", "memory"], help="look inside, on the terminal and with --picture")
+    add("--layout", type=int, nargs="+", default=[4, 3, 4, 3, 2], help="--show mask: contexts, input, target")
     add("--window", type=int, nargs="+", default=[160], help="--stream: key/value pairs in the cache when it is full")
     add("--chunk", type=int, default=None, help="--stream: tokens compressed at once; by default two fifths of it")
     add("--memory", type=int, default=8, help="--stream: slots of concatenated memory that are kept")
     add("--tokens", type=int, default=None, help="--stream: only so many tokens of the file")
     add("--token-by-token", type=int, default=0, help="--stream: read so many tokens one by one as well, to compare")
     options = parser.parse_args()
-    for name in ("stability", "stream", "costs"):
+    for name in ("stability", "stream", "costs", "show"):
         if vars(options)[name]:
-            return importlib.import_module(f"measure.{name}").main(options)
+            return importlib.import_module(f"measure.{name if name != 'show' else 'inside'}").main(options)
     if options.masks:
         from minccm.picture import draw_masks
 

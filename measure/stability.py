@@ -15,6 +15,7 @@ import math
 import random
 import resource
 from collections.abc import Iterator
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -29,7 +30,7 @@ from eval import adapters_of, save_figure
 from minccm import cli
 from minccm.checkpoint import load_adapter
 from minccm.files import make_folder, write_text
-from minccm.methods import Method, get_method
+from minccm.methods import get_method
 from minccm.online import Session
 from minccm.stream import Stream
 
@@ -37,6 +38,8 @@ MARKS = (1_000, 10_000, 50_000, 100_000, 1_000_000)  # tokens
 DISTANCES = (2, 4, 10, 30, 100, 300, 1000)  # turns
 FACTS = 10  # of a conversation
 BLOCK = 500  # tokens at a time
+FULL = 10_000  # tokens of full context, which is by then far beyond what a small model has positions for
+KINDS = (("stream", ""), ("recall", ", stream"), ("turns", ", turn by turn"))  # what is measured of an adapter
 
 
 def endless(tokenizer, seed: int, file: str | None) -> Iterator[int]:
@@ -137,43 +140,50 @@ def recall(reader: Session | Stream, tokenizer, turns: list[str], facts, label: 
     return hits
 
 
-def main(options) -> None:
+def task(options, kind: str, label: str, folder: Path | None, name: str | None) -> tuple[list[dict], list[dict]]:
+    """One line of the tables: rows of drift and of recall. It needs nothing of the others, nor they of it."""
     device, dtype = cli.device_and_dtype(options)
-    base = options.model, options.init, device, dtype
+    model, tokenizer = cli.open_base(options.model, options.init, device, dtype)
+    method, n = load_adapter(model, folder, None, options.n) if folder else (None, 2)
+    method = get_method(name) if name else method
     window, tokens = options.window[0], options.tokens or 100_000
     chunk = options.chunk or window * 2 // 5
-    model, tokenizer = cli.open_base(*base)
-    step1 = model.step1
-    drifts, recalls = [], []
+    slots = n if method and method.rate and method.comp else options.memory
+    if kind == "full":
+        n, tokens = 0, min(tokens, FULL)
+        window = tokens + chunk + slots + 1
+    if kind == "turns":
+        make = lambda: Session(model, method, n)
+    else:
+        make = lambda: Stream(model, method, n, window, chunk, slots, sink=1)
+    if kind in ("stream", "full"):
+        return drift(make(), endless(tokenizer, options.seed, options.stream), tokens, label), []
+    hits: dict[int, list[bool]] = {}
+    for index in range(max(1, options.samples // FACTS)):
+        for distance, found in recall(make(), tokenizer, *conversation(index, options.seed), label).items():
+            hits.setdefault(distance, []).extend(found)
+    rows = [{"distance": d, "recall": sum(found) / len(found), "questions": len(found)} for d, found in hits.items()]
+    return [], [{"method": label} | row for row in rows]
 
-    def measure(label: str, method: Method | None, n: int, limit: int = tokens, size: int = window) -> None:
-        slots = n if method and method.rate and method.comp else options.memory
-        make = lambda: Stream(model, method, n, size, chunk, slots, sink=1)
-        if size == window:
-            remember(f"{label}, stream", make)
-        ids = endless(tokenizer, options.seed, options.stream)
-        drifts.extend(drift(make(), ids, min(limit, tokens), label))
 
-    def remember(label: str, make) -> None:
-        hits: dict[int, list[bool]] = {}
-        for index in range(max(1, options.samples // FACTS)):
-            for distance, found in recall(make(), tokenizer, *conversation(index, options.seed), label).items():
-                hits.setdefault(distance, []).extend(found)
-        rows = [{"distance": d, "recall": sum(found) / len(found), "questions": len(found)} for d, found in hits.items()]
-        recalls.extend({"method": label} | row for row in rows)
-
-    fits = min(tokens, 10_000)
-    measure("full context", None, 0, limit=fits, size=fits + chunk + options.memory + 1)
-    measure("sliding window", None, 2)
+def main(options) -> None:
+    tasks = [("full", "full context", None, None), ("stream", "sliding window", None, None)]
+    tasks += [("recall", "sliding window, stream", None, None)]
     for folder in adapters_of(options):
-        if model.step1 != step1:
-            model, tokenizer = cli.open_base(*base)
-        adapter, n = load_adapter(model, folder, None, options.n)
-        remember(f"{folder.name}, turn by turn", lambda: Session(model, adapter, n))  # noqa: B023
-        measure(folder.name, adapter, n)
-        if adapter.name == "ccm-concat":
-            measure(f"{folder.name} as gist-online", get_method("ccm-concat-independent"), n)
-    show(drifts, recalls, window)
+        model, _ = cli.open_base(options.model, options.init)
+        name = load_adapter(model, folder, None, options.n)[0].name
+        tasks += [(kind, f"{folder.name}{more}", folder, None) for kind, more in KINDS]
+        if name == "ccm-concat":
+            alone = f"{folder.name} as gist-online"
+            tasks += [(kind, f"{alone}{more}", folder, "ccm-concat-independent") for kind, more in KINDS[:2]]
+    if options.jobs > 1:  # each in a process of its own
+        with get_context("spawn").Pool(options.jobs, torch.set_num_threads, (1,), maxtasksperchild=1) as pool:
+            waiting = [pool.apply_async(task, (options, *one)) for one in tasks]
+            done = [job.get() for job in tqdm(waiting, desc="measuring", unit="task")]
+    else:
+        done = [task(options, *one) for one in tqdm(tasks, desc="measuring", unit="task")]
+    drifts, recalls = (sum(rows, []) for rows in zip(*done))
+    show(drifts, recalls, options.window[0])
     if options.json:
         make_folder(options.json.parent)
         write_text(options.json, json.dumps(drifts + recalls, indent=1) + "\n")
