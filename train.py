@@ -91,6 +91,9 @@ class Steps(Dataset):
         for index in range(step * self.options.batch, (step + 1) * self.options.batch):
             sample = self.source(index, longest)
             contexts, input, target = segments(self.tokenizer, sample, self.method.reads)
+            while sample.get("joined") and len(sum(contexts, input + target)) > self.config.max_positions:
+                sample = data.shorten(sample, len(contexts) - 1)  # running text may begin anywhere
+                contexts, input, target = segments(self.tokenizer, sample, self.method.reads)
             answered = answer_lengths(self.tokenizer, sample, contexts)
             vocab_size, weight = self.config.vocab_size, self.options.text_weight
             layout = lay_out(self.method, self.n, vocab_size, contexts, input, target, weight, answered)

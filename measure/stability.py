@@ -176,6 +176,7 @@ def main(options) -> None:
         if name == "ccm-concat":
             alone = f"{folder.name} as gist-online"
             tasks += [(kind, f"{alone}{more}", folder, "ccm-concat-independent") for kind, more in KINDS[:2]]
+    tasks.sort(key=lambda one: one[0] != "stream")  # the long ones first
     if options.jobs > 1:  # each in a process of its own
         with get_context("spawn").Pool(options.jobs, torch.set_num_threads, (1,), maxtasksperchild=1) as pool:
             waiting = [pool.apply_async(task, (options, *one)) for one in tasks]

@@ -66,9 +66,9 @@ class Stream:
             raise ValueError(f"{method.name} keeps no memory of a chunk: take ccm-concat or ccm-merge")
         if method and method.rate and method.comp:
             memory = n
-        if min(n, sink) < 0 or chunk < max(1, n) or memory < n or sink + memory + chunk > window:
+        if min(n, sink) < 0 or chunk <= n or memory < n or sink + memory + chunk > window:
             sizes = f"{sink} of sink, {memory} of memory (n = {n}) and a chunk of {chunk}"
-            raise ValueError(f"a window of {window} has no room for {sizes}: take n <= memory, chunk <= window - memory")
+            raise ValueError(f"a window of {window} has no room for {sizes}: take n < chunk, n <= memory")
         self.model, self.n, self.adapted = model, n, adapted
         self.method = method and replace(method, sink=sink > 0)
         self.window, self.chunk, self.slots, self.sink = window, chunk, memory, sink
@@ -153,7 +153,7 @@ class Stream:
         if comp:  # and of the memory what the method lets them see
             added = Columns.of(self._columns()[0], self.device)[self.chunk :]
             mask[text:, :m] = visible(self.method, added[:, None], self.memory.columns)
-        queries, keys = (torch.tensor(p, device=self.device) for p in (places, [*range(length), *places]))
+        queries, keys = (torch.tensor(p, dtype=torch.long, device=self.device) for p in (places, [*range(length), *places]))
         tables = [[part[:, :, place] for part in self.table] for place in (queries, keys)]
         view = Placed(self.memory, self.newest, mask, *tables)
         tokens = torch.tensor([ids], dtype=torch.long, device=self.device)
