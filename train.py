@@ -67,6 +67,7 @@ def arguments():
     for name in ("steps", "batch", "r", "save_every", "row_tokens", "dim", "layers", "heads"):
         if vars(options)[name] is not None and vars(options)[name] < 1:
             raise ValueError(f"--{name.replace('_', '-')} is to be at least 1")
+    options.method = get_method(options.method).name
     kind = "base" if options.pretrain else options.method
     names = "-".join(Path(part).stem for part in dict.fromkeys(options.data.split(",")))
     options.out = Path(options.out or f"runs/{names}-{kind}")
@@ -166,7 +167,7 @@ def main():
             load_adapter(model, options.adapter, method.name, options.n, method.sink)
             step1 = step1 or Path(options.adapter) / "init"
         else:
-            model.add_adapter(options.n, options.r, options.alpha, options.dropout)
+            model.add_adapter(options.n, options.r, options.alpha, options.dropout, method.learned)
         if step1 and Path(step1).is_dir() and Path(step1).resolve() != (out / "init").resolve():
             shutil.copytree(step1, out / "init", dirs_exist_ok=True)
         trained = model.adapter_state()
