@@ -52,7 +52,7 @@ def arguments():
     add("--dropout", type=float, default=0.0, help="of LoRA's input")
     add("--text-weight", type=float, default=None, help="loss weight of other text; by default 0.01, --pretrain 0.03")
     add("--row-tokens", type=int, default=None, help="tokens of one forward pass; by default 2048, on a GPU 65536")
-    add("--adapter", default=None, help="go on from this one, of the same method and n; its r and alpha hold")
+    add("--adapter", default=None, help="go on from this one, of the same n, maybe of another method; its r and alpha hold")
     add("--compile", action="store_true", help="compile the blocks with torch.compile: slower to start, then faster")
     add("--resume", action="store_true", help="go on from the checkpoint in the output folder")
     add("--save-every", type=int, default=100, help="steps between checkpoints")
@@ -164,7 +164,11 @@ def main():
         model, tokenizer = cli.open_base(options.model, options.init, device, dtype)
         step1 = options.init
         if options.adapter:
-            load_adapter(model, options.adapter, method.name, options.n, method.sink)
+            found, _ = load_adapter(model, options.adapter, n=options.n)
+            if found.name == "full":
+                raise ValueError(f"--adapter {options.adapter} is a step-1 adapter: give it as --init")
+            if found.name != method.name:
+                model.add_learned(method.learned)
             step1 = step1 or Path(options.adapter) / "init"
         else:
             model.add_adapter(options.n, options.r, options.alpha, options.dropout, method.learned)

@@ -150,10 +150,15 @@ class Transformer(nn.Module):
         self.requires_grad_(False)
         for projection in self.projections():
             projection.add_lora(r, alpha, dropout)
+        self.add_learned(learned)
         table = self.embed_tokens.weight.detach().float()
-        self.learned = nn.Parameter(torch.tensor(learned).to(table)) if learned else None
         if n:  # as the vocabulary's embeddings are spread
             self.comp_embeddings = nn.Parameter(table.mean(0) + table.std(0) * torch.randn(n, table.shape[1]).to(table))
+
+    def add_learned(self, learned: tuple[float, ...]) -> None:
+        """Gives the adapter the numbers that a method learns, at their start; none where it learns none."""
+        numbers = torch.tensor(learned, device=self.embed_tokens.weight.device)  # fp32
+        self.learned = nn.Parameter(numbers) if learned else None
 
     def projections(self) -> list[ConditionalLinear]:
         """All that LoRA can adapt: q, k, v and o of every layer."""
