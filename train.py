@@ -52,7 +52,7 @@ def arguments():
     add("--dropout", type=float, default=0.0, help="of LoRA's input")
     add("--text-weight", type=float, default=None, help="loss weight of other text; by default 0.01, --pretrain 0.03")
     add("--row-tokens", type=int, default=None, help="tokens of one forward pass; by default 2048, on a GPU 65536")
-    add("--adapter", default=None, help="go on from this one, of the same n, maybe of another method; its r and alpha hold")
+    add("--adapter", default=None, help="go on from this one, of the same n; its r and alpha hold")
     add("--compile", action="store_true", help="compile the blocks with torch.compile: slower to start, then faster")
     add("--resume", action="store_true", help="go on from the checkpoint in the output folder")
     add("--save-every", type=int, default=100, help="steps between checkpoints")
