@@ -17,7 +17,7 @@ from torch import Tensor
 
 from minccm.config import LlamaConfig
 from minccm.files import write_whole
-from minccm.methods import PAD, Columns, Method, columns, visible
+from minccm.methods import PAD, Columns, Method, columns, merge_rate, visible
 
 
 @dataclass
@@ -30,7 +30,7 @@ class Memory:
     step: int = 0  # the time step to come
     position: int = 0  # text tokens so far
     tokens: int = 0  # text and COMP tokens so far
-    means: Tensor | None = None  # float64 (2, layers, kv heads, M, head_dim): the slots as they are before rounding
+    means: Tensor | None = None  # float64 (2, layers, kv heads, slots, head_dim): the slots, before they are rounded
 
     @classmethod
     def empty(cls, config: LlamaConfig, dtype: torch.dtype, device) -> "Memory":
@@ -95,7 +95,8 @@ class Memory:
     def select(self, kept: Tensor) -> "Memory":
         """With only the columns that `kept`, bool (M,), tells."""
         keys, values = self.keys[:, :, kept], self.values[:, :, kept]
-        return Memory(keys, values, self.columns[kept], self.step, self.position, self.tokens, self.means)
+        means = None if self.means is None else self.means[:, :, :, kept[self.columns.slot]]
+        return Memory(keys, values, self.columns[kept], self.step, self.position, self.tokens, means)
 
     def updated(
         self, method: Method, keys: Tensor, values: Tensor, added: Columns, slots: Columns, text: int
@@ -120,19 +121,16 @@ class Memory:
 
         In float64, which `means` keeps for the next step: a 16-bit mean no longer moves after a few hundred steps.
         """
-        have, rate = self.columns, method.rate(self.step - method.delay + 1)
+        have, rate = self.columns, merge_rate(method, self.step).to(self.keys.device)[:, None]  # (1 or M, 1)
+        of = lambda some: torch.stack([self.keys[:, :, some], self.values[:, :, some]]).double()
+        means = of(have.slot) if self.means is None else self.means  # of the S slots there are
         new = slots[:, None]  # (M, 1, 7) against (C, 7)
-        fresh = (have.kind != new.kind) & (have.index == new.index) & (have.step == self.step - method.delay)  # (M, C)
-        taken = fresh.any(0)
-        weights = fresh[:, taken].double() / fresh.sum(1, keepdim=True).clamp(min=1)
-        pairs = torch.stack([self.keys[:, :, taken], self.values[:, :, taken]])  # (2, layers, kv heads, C, head_dim)
-        means = rate * (weights @ pairs.double())
-        if rate < 1:
-            before = self.means
-            if before is None:  # read from a file
-                last = (have.kind == new.kind) & (have.step == self.step - 1)
-                before = torch.stack([self.keys, self.values])[:, :, :, last[0]].double()
-            means = means + (1 - rate) * before
-        merged = self.extended(*means.to(self.keys), slots)
-        merged.means = means
-        return merged
+        same = have.index == new.index
+        fresh = same & (have.kind != new.kind) & (have.step == self.step - method.delay)  # (M, C)
+        before = (same & (have.step == self.step - method.stride))[:, have.slot]  # (M, S)
+        taken, fresh = fresh.any(0), fresh.double() / fresh.sum(1, keepdim=True).clamp(min=1)
+        # (M, S) @ (2, layers, kv heads, S, head_dim)
+        merged = rate * (fresh[:, taken] @ of(taken)) + (1 - rate) * (before.double() @ means)
+        memory = self.extended(*merged.to(self.keys.dtype), slots)
+        memory.means = torch.cat([means, merged], 3)
+        return memory

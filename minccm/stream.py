@@ -65,12 +65,12 @@ class Stream:
         if method and not (method.reads and (method.comp == "step" or method.rate)):
             raise ValueError(f"{method.name} keeps no memory of a chunk: take ccm-concat or ccm-merge")
         if method and method.rate and method.comp:
-            memory = n
+            memory = n * method.stride
         if min(n, sink) < 0 or chunk <= n or memory < n or sink + memory + chunk > window:
             sizes = f"{sink} of sink, {memory} of memory (n = {n}) and a chunk of {chunk}"
             raise ValueError(f"a window of {window} has no room for {sizes}: take n < chunk, n <= memory")
         self.model, self.n, self.adapted = model, n, adapted
-        self.method = method and replace(method, sink=sink > 0)
+        self.method = method and replace(method.of(model), sink=sink > 0)
         self.window, self.chunk, self.slots, self.sink = window, chunk, memory, sink
         config, weight = model.config, model.embed_tokens.weight
         self.device = weight.device
