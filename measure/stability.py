@@ -148,7 +148,7 @@ def task(options, kind: str, label: str, folder: Path | None, name: str | None) 
     method = get_method(name) if name else method
     window, tokens = options.window[0], options.tokens or 100_000
     chunk = options.chunk or window * 2 // 5
-    slots = n if method and method.rate and method.comp else options.memory
+    slots = n * method.stride if method and method.rate and method.comp else options.memory
     if kind == "full":
         n, tokens = 0, min(tokens, FULL)
         window = tokens + chunk + slots + 1

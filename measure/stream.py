@@ -56,7 +56,7 @@ def main(options) -> None:
         adapter, n = load_adapter(model, folder, None, options.n)
         for window in options.window:
             chunk = options.chunk or window * 2 // 5
-            slots = n if adapter.rate and adapter.comp else options.memory
+            slots = n * adapter.stride if adapter.rate and adapter.comp else options.memory
             for method in (None, adapter):
                 label = f"{folder.name}, n = {n} ({slots})" if method else f"sliding window ({slots})"
                 if (window, slots, method) in slid:

@@ -153,7 +153,7 @@ def visible(method: Method, q: Columns, k: Columns) -> Tensor:
 
 def merge_rate(method: Method, step: int) -> Tensor:
     """a_t of a step, float64 (1,), or (n,) where the slots have rates of their own."""
-    return torch.as_tensor(method.rate((step - method.delay) // method.stride + 1)).double().flatten()
+    return torch.as_tensor(method.rate((step - method.delay) // method.stride + 1), dtype=torch.float64).flatten()
 
 
 def merge_weights(method: Method, steps: int) -> Tensor:
