@@ -5,7 +5,7 @@ set -euo pipefail
 train=$1 out=$2
 shift 2
 PYTHON=${PYTHON:-python3} STEPS=${STEPS:-1200} ADAPTER_STEPS=${ADAPTER_STEPS:-600} BATCH=${BATCH:-128} ADAPTER_BATCH=${ADAPTER_BATCH:-64}
-SHAPE=${SHAPE:---dim 512 --ffn 1408 --layers 8 --heads 8 --vocab 8000} TOKENS=${TOKENS:-120000} WINDOWS=${WINDOWS:-160 64}
+SHAPE=${SHAPE:---dim 512 --ffn 1408 --layers 8 --heads 8 --vocab 8000} TOKENS=${TOKENS:-101000} WINDOWS=${WINDOWS:-160 64}
 mkdir -p "$out"
 began=$SECONDS
 $PYTHON train.py --pretrain --data "text:$train" $SHAPE --lr 1.5e-3 --grow 0 --batch "$BATCH" --steps "$STEPS" \
@@ -19,13 +19,16 @@ done
 wait
 tail -n 1 "$out"/ccm-*/log.jsonl
 echo "adapters: $((SECONDS - began)) s"
-for book in "$@"; do  # the windows side by side
+for book in "$@"; do  # windows and adapters side by side
+    name=$out/$(basename "${book%%.*}")
     for window in $WINDOWS; do
-        name=$(basename "${book%%.*}")-$window
-        $PYTHON eval.py --model "$out/base" --adapter "$out/ccm-concat" "$out/ccm-merge" --stream "$book" --window "$window" \
-            --tokens "$TOKENS" --token-by-token "${SLOW:-1000}" --json "$out/$name.json" --picture "$out/$name.png" >"$out/$name.txt" &
+        for adapter in ccm-concat ccm-merge; do
+            $PYTHON eval.py --model "$out/base" --adapter "$out/$adapter" --stream "$book" --window "$window" --tokens "$TOKENS" \
+                --token-by-token "${SLOW:-500}" --json "$name-$window-$adapter.json" --picture "$name-$window-$adapter.png" \
+                >"$name-$window-$adapter.txt" &
+        done
     done
     wait
-    cat "$out/$(basename "${book%%.*}")"-*.txt
+    cat "$name"-*.txt
     echo "$book: $((SECONDS - began)) s"
 done
