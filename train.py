@@ -92,7 +92,7 @@ class Steps(Dataset):
         for index in range(step * self.options.batch, (step + 1) * self.options.batch):
             sample = self.source(index, longest)
             contexts, input, target = segments(self.tokenizer, sample, self.method.reads)
-            while sample.get("joined") and len(sum(contexts, input + target)) > self.config.max_positions:
+            while sample.get("separator") == "" and len(sum(contexts, input + target)) > self.config.max_positions:
                 sample = data.shorten(sample, len(contexts) - 1)  # running text may begin anywhere
                 contexts, input, target = segments(self.tokenizer, sample, self.method.reads)
             answered = answer_lengths(self.tokenizer, sample, contexts)

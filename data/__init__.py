@@ -6,7 +6,7 @@ contexts are c(1) ... c(t) of the paper, input is I(t) and target O(t). Four mor
 candidates of a multiple choice (the target is one of them); "answer", the part of the target that counts as recalled;
 "distance", how many contexts ago it was told (1: in the last one before the input); "answers", the numbers (from 0) of
 the contexts that answer from earlier ones as the target does: one forward pass can learn from these as well. And in
-running text "joined" is true: no line break stands between its parts.
+running text the "separator" is "": no line break stands between its parts.
 
 A dataset module has `sample(split, index, seed)`, the index-th sample of "train", "validation" or "test"; where a time
 step t is more than "the first t contexts", it also has `sample_at(split, index, time_step, seed)`.
@@ -20,7 +20,7 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
-from data import text
+from data import running
 
 GENERATED = ("dialog", "icl", "persona")  # made by our own generators: no download, the same everywhere
 SPLITS = ("train", "validation", "test")
@@ -33,7 +33,7 @@ def source(names: str, split: str, seed: int = 0) -> Callable[..., dict]:
 
     A name is that of a dataset here, or the path of a JSON-lines file (which then serves every split) or of a folder
     with train.jsonl, validation.jsonl and test.jsonl; files are gone through again and again, shuffled each time. Or it
-    is the path of a plain text (data/text.py).
+    is the path of a plain text (data/running.py).
     Raises ValueError, in one line that says what to do, when there is no such dataset, file or split.
     """
     parts = [_source(name, split, seed) for name in names.split(",")]
@@ -51,8 +51,8 @@ def _source(name: str, split: str, seed: int) -> Callable[[int, int | None], dic
             return shorten(module.sample(split, index, seed), longest)
 
         return make
-    if text.is_text(name):
-        return text.source(name, split, seed)
+    if running.is_text(name):
+        return running.source(name, split, seed)
     samples = read_jsonl(_path(name, split))
 
     @functools.lru_cache(2)
@@ -80,8 +80,8 @@ def at_step(name: str, split: str, time_step: int, count: int, seed: int = 0) ->
         if hasattr(module, "sample_at"):
             return [module.sample_at(split, index, time_step, seed) for index in range(count)]
         samples = [module.sample(split, index, seed) for index in range(count)]
-    elif text.is_text(name):
-        samples = text.at_step(name, split, time_step, count, seed)
+    elif running.is_text(name):
+        samples = running.at_step(name, split, time_step, count, seed)
     else:
         samples = read_jsonl(_path(name, split))
     if any("options" in sample for sample in samples):

@@ -39,7 +39,8 @@ def flops(config: LlamaConfig, tokens: int, before: int, comp: int = 0, r: int =
     linear = sum(a * b for a, b in projections) + 3 * config.dim * config.ffn_dim
     lora = sum(r * (a + b) for a, b in projections)
     attention = 2 * queries * (before + tokens)  # q k and p v
-    return 2 * config.n_layers * (tokens * (linear + attention) + comp * lora) + 2 * logits * config.dim * config.vocab_size
+    layer = tokens * (linear + attention) + comp * lora
+    return 2 * (config.n_layers * layer + logits * config.dim * config.vocab_size)
 
 
 def step_flops(config: LlamaConfig, length: int, n: int | None, merged: bool = False) -> int:

@@ -19,13 +19,12 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
 from data import dialog
-from data.text import read_text
+from data.running import read_text
 from eval import adapters_of, save_figure
 from minccm import cli
 from minccm.checkpoint import load_adapter
@@ -79,7 +78,7 @@ def drift(stream: Stream, ids: Iterator[int], tokens: int, label: str) -> list[d
             held.append((seen, nll))
             peak = max(peak, memory_in_use(stream.device))
             if seen in marks:
-                since = max((pair for pair in [(0, 0.0), *held] if pair[0] <= seen - max(1000, seen // 5)))
+                since = max(pair for pair in [(0, 0.0), *held] if pair[0] <= seen - max(1000, seen // 5))
                 row = {"method": label, "tokens": seen, "kv_bytes": stream.nbytes, "peak_bytes": peak}
                 row["perplexity"] = math.exp((nll - since[1]) / (seen - since[0]))
                 row["finite"] = math.isfinite(nll) and bool(stream.memory.keys.isfinite().all())
@@ -87,7 +86,8 @@ def drift(stream: Stream, ids: Iterator[int], tokens: int, label: str) -> list[d
                     means = stream.memory.means
                     row["norm"] = [float(part.square().mean().sqrt()) for part in means]  # of keys, of values
                     row["moved"] = float((means - before).norm() / means.norm()) if before is not None else None
-                    row["error"] = float((means - average / count).abs().max()) if stream.method.rate(2) == 0.5 else None
+                    if math.isclose(float(stream.method.rate(3)), 1 / 3):  # the running mean
+                        row["error"] = float((means - average / count).abs().max())
                     before = means
                 rows.append(row)
     return rows
@@ -222,7 +222,7 @@ def show(drifts: list[dict], recalls: list[dict], window: int) -> None:
             table.add_column(heading, justify="left" if heading == "adapter" else "right")
         for row in merged:
             moved = "" if row["moved"] is None else f"{100 * row['moved']:.1f}%"
-            error = "" if row["error"] is None else f"{row['error']:.0e}"
+            error = f"{row['error']:.0e}" if "error" in row else ""
             table.add_row(row["method"], f"{row['tokens']:,}", *(f"{x:.4f}" for x in row["norm"]), moved, error)
         console.print(table)
 

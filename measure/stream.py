@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from data.text import read_text
+from data.running import read_text
 from eval import adapters_of, save_figure
 from minccm import cli
 from minccm.checkpoint import load_adapter

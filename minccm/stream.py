@@ -45,8 +45,8 @@ class Placed:
         return rotate(keys, *self.key_table), values
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        gqa = queries.shape[1] != keys.shape[1]
-        return F.scaled_dot_product_attention(rotate(queries, *self.query_table), keys, values, self.mask, enable_gqa=gqa)
+        queries, gqa = rotate(queries, *self.query_table), queries.shape[1] != keys.shape[1]
+        return F.scaled_dot_product_attention(queries, keys, values, self.mask, enable_gqa=gqa)
 
 
 class Stream:
@@ -153,12 +153,13 @@ class Stream:
         if comp:  # and of the memory what the method lets them see
             added = Columns.of(self._columns()[0], self.device)[self.chunk :]
             mask[text:, :m] = visible(self.method, added[:, None], self.memory.columns)
-        queries, keys = (torch.tensor(p, dtype=torch.long, device=self.device) for p in (places, [*range(length), *places]))
-        tables = [[part[:, :, place] for part in self.table] for place in (queries, keys)]
+        places = torch.tensor([*range(length), *places], device=self.device)  # of the keys; the last are the queries'
+        tables = [[part[:, :, place] for part in self.table] for place in (places[length:], places)]
         view = Placed(self.memory, self.newest, mask, *tables)
         tokens = torch.tensor([ids], dtype=torch.long, device=self.device)
         rows = torch.arange(text + comp, device=self.device)
-        gate = lora_gate(rows[text:], not self.method or self.method.conditional, self.adapted and bool(self.method))
+        adapted = self.adapted and bool(self.method) and (comp > 0 or not self.method.conditional)
+        gate = lora_gate(rows[text:], not self.method or self.method.conditional, adapted)
         logits = self.model(tokens, torch.zeros_like(tokens), view, rows[text:], gate, rows[:text])  # (T, vocab_size)
         return torch.stack(view.added, 1), logits
 

@@ -88,7 +88,7 @@ def test_the_window_is_as_large_as_the_cache():
 
 @pytest.mark.parametrize("sink", [0, 1, 4])
 def test_what_is_kept(sink):
-    """The sink stays what it was; merged memory is the mean of what was compressed; concatenated is the newest of it."""
+    """The sink stays what it was; merged memory is the mean of what was compressed, concatenated the newest of it."""
     ids = torch.randint(3, 40, (400,), generator=torch.Generator().manual_seed(0)).tolist()
     for name in ("ccm-merge", "ccm-concat"):
         stream, comps = Stream(random_model(2), get_method(name), 2, 40, 10, 6, sink), []

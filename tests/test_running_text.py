@@ -6,7 +6,7 @@ import random
 import pytest
 
 import data
-from data import text
+from data import running
 from minccm.layout import lay_out, segments
 from minccm.methods import get_method
 from minccm.tokenizer import Tokenizer
@@ -30,17 +30,17 @@ def test_chunks_run_on(book, tiny):
         sample = make(index)
         data.check(sample)
         joint = " ".join([*sample["contexts"], sample["input"], sample["target"]])
-        assert joint in whole and len(joint) <= text.LONGEST
+        assert joint in whole and len(joint) <= running.LONGEST
         contexts, input, target = segments(tokenizer, sample)
         ids = [*sum(contexts, []), *input, *target]
         assert ids == [tokenizer.bos_id, *tokenizer.encode(joint), tokenizer.eos_id]
         longest = max(longest, len(contexts))
-    assert longest == text.CONTEXTS and make(7) == make(7) != make(8)
+    assert longest == running.CONTEXTS and make(7) == make(7) != make(8)
     assert len(make(7, 1)["contexts"]) == 1  # short samples first
 
 
 def test_every_chunk_is_learned(book, tiny):
-    """Each token of each chunk counts in the loss but the first of the contexts, which follow no token of their step."""
+    """Each token of each chunk counts in the loss, but the first ones, which follow no token of their step."""
     tokenizer, sample = Tokenizer(tiny), data.source(str(book), "train")(3)
     contexts, input, target = segments(tokenizer, sample)
     answered = answer_lengths(tokenizer, sample, contexts)

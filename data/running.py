@@ -1,9 +1,9 @@
-"""Running text, for streaming: any file of plain text (.txt, or packed as .txt.xz), `--data text:PATH` or `--data PATH`.
+"""Running text, to train adapters for streaming: `--data text:PATH`, or a PATH that ends in .txt or .txt.xz.
 
-A sample is a stretch of the file, cut at spaces into chunks of about equal length: the contexts, each to be compressed, the
-newest text, which is the input, and what comes next, the target. All chunks count as answers: one forward pass learns
-to predict each from the memory of those before it. "joined" says that the chunks run on, without a line break between.
-The last tenth of a file is kept apart, for validation and test, half each.
+A sample is a stretch of the file, cut at spaces into chunks of about equal length: the contexts, each to be compressed,
+the newest text, which is the input, and what comes next, the target. All chunks count as answers: one forward pass
+learns to predict each from the memory of those before it. Nothing stands between them ("separator"). The last tenth of
+a file is kept apart, for validation and test, half each.
 """
 
 import functools
@@ -72,7 +72,7 @@ def sample(text: str, draw: random.Random, contexts: int) -> dict:
     cuts = [_space_before(text, end - size * back) for back in range(contexts + 2, -1, -1)]
     *chunks, newest, target = (text[a:b].removeprefix(" ") for a, b in zip(cuts, cuts[1:]))
     answers = list(range(len(chunks)))
-    return {"contexts": chunks, "input": newest, "target": target, "answers": answers, "joined": True}
+    return {"contexts": chunks, "input": newest, "target": target, "answers": answers, "separator": ""}
 
 
 def _space_before(text: str, place: int) -> int:
