@@ -39,7 +39,8 @@ def main(options) -> None:
     if method.comp != "step":
         raise ValueError(f"{method.name} has no COMP tokens after each step to be shown")
     turns = dialog.sample_at("test", 0, (options.time_steps or [8])[0], options.seed)
-    session, title = Session(model, method, n), f"{folder.name}: {method.name}, n = {n}"
+    name = folder.name if folder.name == method.name else f"{folder.name}: {method.name}"
+    session, title = Session(model, method, n), f"{name}, n = {n}"
     with torch.no_grad():
         (attention if options.show == "attention" else memory)(options, session, tokenizer, turns["contexts"], title)
 
@@ -151,10 +152,12 @@ def memory(options, session: Session, tokenizer, turns: list[str], title: str) -
     for heading, numbers in panels.items():
         table = Table(title=f"{heading} ({title})", title_justify="left")
         table.add_column("layer")
-        for step in range(len(turns) - numbers.shape[1] + 1, len(turns) + 1):
-            table.add_column(f"t={step}", justify="right")
+        count = numbers.shape[1]
+        shown = sorted({round(i * (count - 1) / 7) for i in range(8)})  # eight steps at most
+        for i in shown:
+            table.add_column(f"t={len(turns) - count + 1 + i}", justify="right")
         for layer, row in enumerate(numbers.tolist()):
-            table.add_row(str(layer), *(f"{x:.2f}" for x in row))
+            table.add_row(str(layer), *(f"{row[i]:.2f}" for i in shown))
         console.print(table)
     if options.picture:
         import matplotlib
@@ -166,9 +169,10 @@ def memory(options, session: Session, tokenizer, turns: list[str], title: str) -
         for axis, (heading, numbers) in zip(axes, panels.items()):
             first = len(turns) - numbers.shape[1] + 1
             extent = (first - 0.5, len(turns) + 0.5, len(numbers) - 0.5, -0.5)
-            image = axis.imshow(numbers, aspect="auto", cmap="viridis", extent=extent)
+            image = axis.imshow(numbers.numpy(), aspect="auto", cmap="viridis", extent=extent)
             axis.set(title=heading, xlabel="time step", ylabel="layer")
             axis.title.set_fontsize(9)
+            axis.xaxis.get_major_locator().set_params(integer=True)
             figure.colorbar(image, ax=axis)
         figure.suptitle(title, fontsize=10)
         save_figure(figure, options.picture)
