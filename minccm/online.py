@@ -118,8 +118,7 @@ class Session:
         added, slots = Columns.of(added, self.device), Columns.of(slots, self.device)
         positions = torch.from_numpy(memory.position + offsets).to(self.device)[None]
         comp = added.comp.nonzero()[:, 0]
-        adapted = self.adapted and (len(comp) > 0 or not self.method.conditional)  # an answer asks nothing of it
-        gate = lora_gate(comp, self.method.conditional, adapted)
+        gate = lora_gate(comp, self.method.conditional, self.adapted)
         view = Recursive(self.method, memory, added, watch)
         rows = torch.arange(tokens.shape[1] if last else 0, device=self.device)  # a context is not predicted from
         logits = self.model(tokens, positions, view, comp, gate, rows)  # (N, vocab_size)
