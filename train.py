@@ -52,7 +52,7 @@ def arguments():
     add("--dropout", type=float, default=0.0, help="of LoRA's input")
     add("--text-weight", type=float, default=None, help="loss weight of other text; by default 0.01, --pretrain 0.03")
     add("--row-tokens", type=int, default=None, help="tokens of one forward pass; by default 2048, on a GPU 65536")
-    add("--adapter", default=None, help="go on from this one, whose n, r and alpha hold")
+    add("--adapter", default=None, help="go on from this one; a larger --n or --r widens it")
     add("--compile", action="store_true", help="compile the blocks with torch.compile: slower to start, then faster")
     add("--resume", action="store_true", help="go on from the checkpoint in the output folder")
     add("--save-every", type=int, default=100, help="steps between checkpoints")
@@ -167,9 +167,15 @@ def main():
         model, tokenizer = cli.open_base(options.model, options.init, device, dtype)
         step1 = options.init
         if options.adapter:
-            found, options.n = load_adapter(model, options.adapter, n=options.n)
+            found, n = load_adapter(model, options.adapter)
+            options.n = n if options.n is None else options.n
             if found.name == "full":
                 raise ValueError(f"--adapter {options.adapter} is a step-1 adapter: give it as --init")
+            if options.n < n:
+                raise ValueError(f"--adapter {options.adapter} has n = {n}, more than --n {options.n}")
+            model.widen_adapter(options.n, options.r)
+            for projection in model.projections():
+                projection.dropout = options.dropout
             if found.name != method.name:
                 model.add_learned(method.learned)
             step1 = step1 or Path(options.adapter) / "init"
