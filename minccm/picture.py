@@ -60,7 +60,7 @@ def draw_masks():
 
 
 def draw_method():
-    """A figure of the method over time (paper: figure 2): contexts are compressed, memory is updated, inputs read it."""
+    """A figure of the method over time (paper: figure 2): contexts are compressed, an input reads the memory."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -99,8 +99,9 @@ def _draw_steps(axis, merged: bool, steps: int = 3, n: int = 2) -> None:
         x, asks = 4.0 * t, t == steps
         box(x, 0, 2.58)
         squares(x, 0, [text] * 4 + (["#8da9d6"] * 2 if asks else [comp[t]] * n))
-        for place, what in ((0.8, "input I" if asks else f"context c({t + 1})"), (2.17, "output O" if asks else "COMP")):
-            axis.text(x + place, -0.5, what, ha="center", fontsize=8)
+        left, right = ("input I", "output O") if asks else (f"context c({t + 1})", "COMP")
+        axis.text(x + 0.8, -0.5, left, ha="center", fontsize=8)
+        axis.text(x + 2.17, -0.5, right, ha="center", fontsize=8)
         if t:  # what the step reads: the memory of the one before
             arrow((x - 1.65, 1.84), (x + 0.2, 0.54), slot if merged else comp[1])
             axis.text(x - 0.45, 1.2, "is read", fontsize=8, color=slot if merged else comp[2])
