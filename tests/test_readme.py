@@ -91,7 +91,8 @@ def commands() -> list[list[str]]:
         lines = [line for line in text.splitlines() if line.startswith("    ")] + re.findall(r"`([^`\n]+)`", text)
         for part in (part for line in lines for part in re.split(r"&&|[|>]", line)):
             if match := re.search(r"\bpython3? ((?:[a-z]+\.py|-m data\.\w+).*)", part):
-                found.append(shlex.split(match[1], comments=True))
+                words = shlex.split(match[1], comments=True)
+                found.append([word for word in words if word != "..."])  # and so on
     return found
 
 
