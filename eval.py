@@ -3,6 +3,7 @@
     python eval.py --data dialog                  # the model that ships: none, full, and each adapter beside it
     python eval.py --data icl --adapter DIR --json result.json --picture result.png
     python eval.py --masks masks.png              # who sees whom, for every method
+    python eval.py --method-picture method.png    # the method over time
 
 Perplexity is over the target's tokens without EOS. Recall is the share of answers of which every token is the likeliest
 one, given the true target before it. Accuracy takes the option of the highest summed log-likelihood, EOS included.
@@ -230,11 +231,15 @@ def main():
     add("--json", type=Path, default=None, help="write the table there, as a list of rows")
     add("--picture", type=Path, default=None, help="draw the table there")
     add("--masks", type=Path, default=None, help="draw the masks of all methods there, and do nothing else")
+    add("--method-picture", type=Path, default=None, help="draw how the method works there, and do nothing else")
     options = parser.parse_args()
-    if options.masks:
-        from minccm.picture import draw_masks
+    if options.masks or options.method_picture:
+        from minccm.picture import draw_masks, draw_method
 
-        return save_figure(draw_masks(), options.masks)
+        for path, draw in ((options.masks, draw_masks), (options.method_picture, draw_method)):
+            if path:
+                save_figure(draw(), path)
+        return
     base = options.model, options.init, *cli.device_and_dtype(options)
     model, tokenizer = cli.open_base(*base)
     step1 = model.step1
