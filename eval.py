@@ -7,6 +7,7 @@
     python eval.py --stability                    # the same over 1,000,000 tokens: measure/stability.py
     python eval.py --show attention               # or mask, memory: measure/inside.py
     python eval.py --costs                        # time, memory and FLOP by length of context: measure/costs.py
+    python eval.py --method-picture method.png    # the method over time
 
 Perplexity is over the target's tokens without EOS. Recall is the share of answers of which every token is the likeliest
 one, given the true target before it. Accuracy takes the option of the highest summed log-likelihood, EOS included.
@@ -246,14 +247,18 @@ def main():
     add("--memory", type=int, default=8, help="--stream: slots of concatenated memory that are kept")
     add("--tokens", type=int, default=None, help="--stream: only so many tokens of the file")
     add("--token-by-token", type=int, default=0, help="--stream: read so many tokens one by one as well, to compare")
+    add("--method-picture", type=Path, default=None, help="draw how the method works there, and do nothing else")
     options = parser.parse_args()
     for name in ("stability", "stream", "costs", "show"):
         if vars(options)[name]:
             return importlib.import_module(f"measure.{name if name != 'show' else 'inside'}").main(options)
-    if options.masks:
-        from minccm.picture import draw_masks
+    if options.masks or options.method_picture:
+        from minccm.picture import draw_masks, draw_method
 
-        return save_figure(draw_masks(), options.masks)
+        for path, draw in ((options.masks, draw_masks), (options.method_picture, draw_method)):
+            if path:
+                save_figure(draw(), path)
+        return
     base = options.model, options.init, *cli.device_and_dtype(options)
     model, tokenizer = cli.open_base(*base)
     step1 = model.step1

@@ -37,6 +37,7 @@ SETTINGS = "data method n sink r alpha dropout lr batch steps warmup text_weight
 
 
 def arguments():
+    """The command line. Raises ValueError for numbers below 1 (recipe of the paper: table 13)."""
     parser = cli.parser(__doc__.split("\n")[0])
     parser.set_defaults(method="ccm-concat", sink=False)
     add = parser.add_argument

@@ -34,6 +34,7 @@ class Memory:
 
     @classmethod
     def empty(cls, config: LlamaConfig, dtype: torch.dtype, device) -> "Memory":
+        """Mem(0): no pairs."""
         nothing = torch.empty(config.n_layers, config.n_kv_heads, 0, config.head_dim, dtype=dtype, device=device)
         return cls(nothing, nothing, Columns.of(columns()[:0], device))
 
@@ -84,6 +85,7 @@ class Memory:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of its keys and values."""
         return self.keys.nbytes + self.values.nbytes
 
     def extended(self, keys: Tensor, values: Tensor, added: Columns) -> "Memory":

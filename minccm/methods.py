@@ -46,9 +46,11 @@ class Columns:
 
     @classmethod
     def of(cls, data: np.ndarray, device="cpu") -> "Columns":
+        """From data as `columns` makes it, int64 (..., 7)."""
         return cls(torch.from_numpy(data).to(device))
 
     def to(self, device) -> "Columns":
+        """The same columns on a device."""
         return Columns(self.data.to(device))
 
 

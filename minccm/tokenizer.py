@@ -30,6 +30,7 @@ class Tokenizer:
         return self._encode(text)
 
     def decode(self, ids: list[int]) -> str:
+        """The text of token ids."""
         return self._decode(ids)
 
     def mark(self, text: str) -> list[int]:
