@@ -29,6 +29,10 @@ class Tokenizer:
         """Token ids of text, without BOS or EOS."""
         return self._encode(text)
 
+    def after(self, text: str) -> list[int]:
+        """Token ids of text that goes on behind a word, and not from the begin: no space is put before it."""
+        return self.encode("a" + text)[1:]
+
     def decode(self, ids: list[int]) -> str:
         return self._decode(ids)
 
