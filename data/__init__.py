@@ -4,9 +4,10 @@
 
 contexts are c(1) ... c(t) of the paper, input is I(t) and target O(t). Four more fields are optional: "options", the
 candidates of a multiple choice (the target is one of them); "answer", the part of the target that counts as recalled;
-"distance", how many contexts ago it was told (1: in the last one before the input); "answers", the numbers (from 0) of
-the contexts that answer from earlier ones as the target does: one forward pass can learn from these as well. Real data has
-two more: "separator", what stands between all parts instead of a line break, and "task", by which accuracy is averaged.
+"distance", how many contexts ago it was told (1: in the last one before the input); "answers", the numbers (from 0)
+of the contexts that answer from earlier ones as the target does: one forward pass can learn from these as well. Real
+data has two more: "separator", what stands between all parts instead of a line break, and "task", by which accuracy
+is averaged.
 
 A dataset module has `sample(split, index, seed)`, the index-th sample of "train", "validation" or "test"; where a time
 step t is more than "the first t contexts", it also has `sample_at(split, index, time_step, seed)`.
@@ -34,7 +35,8 @@ def source(names: str, split: str, seed: int = 0) -> Callable[..., dict]:
     Called with `longest` as well, it gives a sample of 1 to so many contexts: the short ones that training begins with.
 
     A name is that of a dataset here, or the path of a JSON-lines file (which then serves every split) or of a folder
-    with train.jsonl, validation.jsonl and test.jsonl (prepared by `python -m data.NAME`, or of samples); files are gone through again and again, shuffled each time.
+    with train.jsonl, validation.jsonl and test.jsonl (of samples, or prepared by `python -m data.NAME`). Files are gone
+    through again and again, shuffled each time.
     Raises ValueError, in one line that says what to do, when there is no such dataset, file or split.
     """
     parts = [_source(name, split, seed) for name in expand(names)]
@@ -82,7 +84,8 @@ def shorten(sample: dict, longest: int | None) -> dict:
 def at_step(name: str, split: str, time_step: int, count: int, seed: int = 0) -> list[dict]:
     """Up to `count` samples of a dataset at time step t, with t contexts each: what evaluation by time step takes.
 
-    0 is all, of files; of those that are generated, 200. Of multiple-choice data these are the samples' first t contexts; of other files, the samples that have just t.
+    A count of 0 means all there are, or 200 of a generated dataset. Of multiple-choice data these are the samples' first
+    t contexts; of other files, the samples that have just t.
     """
     if folder := prepared.folder_of(name):
         return prepared.at_step(folder, split, time_step, count, seed)
@@ -104,7 +107,9 @@ def _path(name: str, split: str) -> Path:
     if name in PREPARED:
         raise ValueError(f"{name} is to be prepared first, from files of yours: python -m data.{name} PATH")
     if not path.is_file():
-        raise ValueError(f"no dataset or file {name!r}: take one of {', '.join(GENERATED + PREPARED)}, or a JSON-lines file")
+        raise ValueError(
+            f"no dataset or file {name!r}: take one of {', '.join(GENERATED + PREPARED)}, or a JSON-lines file"
+        )
     return path
 
 

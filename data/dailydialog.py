@@ -2,10 +2,10 @@
 
     python -m data.dailydialog PATH       # a folder with train.zip, validation.zip and test.zip, or what is in them
 
-Turns are cleaned of the spaces before punctuation and split by "\\nA:", whoever speaks. What remains has at least 3 turns,
-none of more than 128 tokens, and at most 400 tokens in training, 600 in evaluation, which takes the official validation
-and test parts together. Training cuts a dialogue at a random turn; time step t is the first t + 2 turns of those that
-have as many (t = 12 takes 15 turns): t contexts, one input, one target.
+Turns are cleaned of the spaces before punctuation and split by "\\nA:", whoever speaks. What remains has at least 3
+turns, none of more than 128 tokens, and at most 400 tokens in training, 600 in evaluation, which takes the official
+validation and test parts together. Training cuts a dialogue at a random turn; time step t is the first t + 2 turns of
+those that have as many (t = 12 takes 15 turns): t contexts, one input, one target.
 """
 
 from pathlib import Path
@@ -37,7 +37,11 @@ def read(path: Path, part: str, out: Preparation):
 
 
 def prepare(path: Path, out: Preparation) -> None:
-    for part, split, most in (("train", "train", MAX_TRAIN), ("validation", "test", MAX_TEST), ("test", "test", MAX_TEST)):
+    for part, split, most in (
+        ("train", "train", MAX_TRAIN),
+        ("validation", "test", MAX_TEST),
+        ("test", "test", MAX_TEST),
+    ):
         for _, raw in read(path, part, out):
             keep(out, split, [clean(turn) for turn in raw], most)
 

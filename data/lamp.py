@@ -1,11 +1,12 @@
 """LaMP-2: which category would this author file an article under? A line of the author's profile a context (table 24).
 
-    python -m data.lamp PATH      # a folder with train_questions.json, train_outputs.json, dev_questions.json, dev_outputs.json
+    python -m data.lamp PATH      # a folder with {train,dev}_questions.json and {train,dev}_outputs.json
 
-A profile's entries ("the category for the article: ... is ...") of 100 tokens or more are left out, and so are questions
-that lose more than a tenth of their profile that way. A train sample has 16 random entries, a test sample the first t of 16
-drawn once; the labels of LaMP's own test part are not public, so its dev part is the test. The whole is at most 1,024
-tokens. Accuracy takes the category of the highest summed log-likelihood. White space next to COMP tokens is dropped.
+A profile's entries ("the category for the article: ... is ...") of 100 tokens or more are left out, and so are
+questions that lose more than a tenth of their profile that way. A train sample has 16 random entries, a test sample
+the first t of 16 drawn once; the labels of LaMP's own test part are not public, so its dev part is the test. The
+whole is at most 1,024 tokens. Accuracy takes the category of the highest summed log-likelihood. White space next to
+COMP tokens is dropped.
 """
 
 import json
@@ -94,7 +95,11 @@ def asked(record: dict, entries: list) -> dict:
         if room < 0:
             break
         contexts.append(f", and {text}" if contexts else f"Instruction: {text}")
-    texts = {"contexts": contexts, "input": asking(record["instruction"], record["article"]), "target": record["output"]}
+    texts = {
+        "contexts": contexts,
+        "input": asking(record["instruction"], record["article"]),
+        "target": record["output"],
+    }
     return texts | {"separator": "", "options": CATEGORIES}
 
 

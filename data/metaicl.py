@@ -2,11 +2,11 @@
 
     python -m data.metaicl PATH      # MetaICL's folder `data`, with TASK/TASK_16384_100_train.jsonl and so on
 
-Trains on the 60 high-resource tasks and tests on the 26 low-resource ones of MetaICL's split "hr_to_lr". A demonstration is
-"Input: ... Output: ...", of at most 256 tokens, else it is left out. A train sample has 16 random demonstrations of its
-task (in half of the samples any number up to 16), a test sample the first t of those that MetaICL drew with seed 100 (and
-then 13); the first that would bring the whole beyond 1,024 tokens, and all after it, are left out. Accuracy is by task, then
-averaged: by the mean log-likelihood of an option's tokens.
+Trains on the 60 high-resource tasks and tests on the 26 low-resource ones of MetaICL's split "hr_to_lr". A
+demonstration is "Input: ... Output: ...", of at most 256 tokens, else it is left out. A train sample has 16 random
+demonstrations of its task (in half of the samples any number up to 16), a test sample the first t of those that
+MetaICL drew with seed 100 (and then 13); the first that would bring the whole beyond 1,024 tokens, and all after it,
+are left out. Accuracy is by task, then averaged: by the mean log-likelihood of an option's tokens.
 """
 
 import random as random_module
@@ -17,18 +17,19 @@ from data.prepared import Lines, Preparation, json_lines, main
 MAX_EXAMPLE, MAX_SAMPLE = 256, 1024  # tokens
 MOST = 16  # demonstrations
 TRAIN_TASKS = """
-    piqa hate_speech_offensive google_wellformed_query social_i_qa circa quoref glue-sst2 scitail emo cosmos_qa freebase_qa
-    ag_news art paws kilt_ay2 glue-qnli quail ade_corpus_v2-classification sciq hatexplain emotion glue-qqp kilt_nq
-    dbpedia_14 kilt_zsre hellaswag squad-with_context hotpot_qa glue-mnli ropes squad-no_context kilt_hotpotqa discovery
-    superglue-record race-middle race-high lama-trex swag gigaword amazon_polarity biomrc tab_fact tweet_eval-emoji
-    tweet_eval-offensive tweet_eval-sentiment tweet_qa imdb lama-conceptnet liar anli wiki_qa kilt_trex wikisql
-    wino_grande wiqa search_qa xsum yahoo_answers_topics yelp_polarity yelp_review_full
+     piqa hate_speech_offensive google_wellformed_query social_i_qa circa quoref glue-sst2 scitail emo cosmos_qa
+    freebase_qa ag_news art paws kilt_ay2 glue-qnli quail ade_corpus_v2-classification sciq hatexplain emotion
+    glue-qqp kilt_nq dbpedia_14 kilt_zsre hellaswag squad-with_context hotpot_qa glue-mnli ropes
+    squad-no_context kilt_hotpotqa discovery superglue-record race-middle race-high lama-trex swag gigaword
+    amazon_polarity biomrc tab_fact tweet_eval-emoji tweet_eval-offensive tweet_eval-sentiment tweet_qa imdb
+    lama-conceptnet liar anli wiki_qa kilt_trex wikisql wino_grande wiqa search_qa xsum yahoo_answers_topics
+    yelp_polarity yelp_review_full
     """.split()
 TEST_TASKS = """
-    quarel financial_phrasebank openbookqa codah qasc dream sick commonsense_qa medical_questions_pairs
-    quartz-with_knowledge poem_sentiment quartz-no_knowledge glue-mrpc glue-wnli inst:climate_fever ethos-national_origin
-    ethos-race ethos-religion ai2_arc hate_speech18 glue-rte superglue-cb superglue-copa tweet_eval-hate
-    tweet_eval-stance_atheism tweet_eval-stance_feminist
+     quarel financial_phrasebank openbookqa codah qasc dream sick commonsense_qa medical_questions_pairs
+    quartz-with_knowledge poem_sentiment quartz-no_knowledge glue-mrpc glue-wnli inst:climate_fever
+    ethos-national_origin ethos-race ethos-religion ai2_arc hate_speech18 glue-rte superglue-cb superglue-copa
+    tweet_eval-hate tweet_eval-stance_atheism tweet_eval-stance_feminist
     """.split()
 
 
@@ -99,7 +100,9 @@ def draw(lines: Lines, index: int, random) -> dict:
     record = lines[index]
     begin, end = lines.about["tasks"][lines.split][record["task"]]
     most = random.randint(1, MOST) if random.random() < 0.5 else MOST
-    others = [begin + i + (begin + i >= index) for i in random.sample(range(end - begin - 1), min(most, end - begin - 1))]
+    others = [
+        begin + i + (begin + i >= index) for i in random.sample(range(end - begin - 1), min(most, end - begin - 1))
+    ]
     return asked(record, [lines[i] for i in others])
 
 

@@ -3,9 +3,9 @@
     python -m data.dailydialog PATH --tokenizer llama-7b      # writes data/prepared/dailydialog, or --out FOLDER
     python train.py --data dailydialog                        # or --data FOLDER
 
-A prepared folder holds train.jsonl, validation.jsonl and test.jsonl, a record a line, and dataset.json, which tells what
-was found and left out. "test" is what the paper evaluates on; "validation" is every twentieth record of what the paper
-trains on, kept out of training. A module of such a dataset has three functions:
+A prepared folder holds train.jsonl, validation.jsonl and test.jsonl, a record a line, and dataset.json, which tells
+what was found and left out. "test" is what the paper evaluates on; "validation" is every twentieth record of what the
+paper trains on, kept out of training. A module of such a dataset has three functions:
 
     prepare(path, out)              checks the files and hands over each record: see Preparation
     draw(lines, index, random)      a sample to train on, from record `index` of a Lines
@@ -41,7 +41,9 @@ class Preparation:
         self.name, self.folder, self.count, self.skip_bad = name, make_folder(folder), count, skip_bad
         self.found, self.left_out, self.bad_ones, self.trained = Counter(), Counter(), [], 0
         self.about: dict = {}  # more for dataset.json
-        self.files = {split: open(self._beside(split), "w", encoding="utf-8") for split in ("train", "validation", "test")}
+        self.files = {
+            split: open(self._beside(split), "w", encoding="utf-8") for split in ("train", "validation", "test")
+        }
         self.bar = tqdm(desc=name, unit=" records", leave=False)
 
     def add(self, split: str, record: dict, hold_out: bool = True) -> str:
@@ -120,7 +122,8 @@ def main(prepare: Callable[[Path, Preparation], None], about: str, name: str) ->
             print(f"  {line}")
         if found["bad"]:
             print(f"  bad: {found['bad']:,}, the first: {found['first_bad'][0]}")
-        print(f"written to {options.out}: train.py and eval.py take it as --data {name if options.out == HERE / name else options.out}")
+        taken_as = name if options.out == HERE / name else options.out
+        print(f"written to {options.out}: train.py and eval.py take it as --data {taken_as}")
 
     run(work)
 

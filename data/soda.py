@@ -1,10 +1,10 @@
-"""SODA: a million conversations, half of the paper's mixture of datasets (with metaicl: `unified`; the paper's table 15).
+"""SODA: a million conversations, half of the paper's mixture of datasets (`unified`; the paper's table 15).
 
-    python -m data.soda PATH      # a folder with train.jsonl and valid.jsonl (or .jsonl.xz, .jsonl.gz), or one such file
+    python -m data.soda PATH      # a folder with train.jsonl and valid.jsonl (also .xz, .gz), or one such file
 
-A line is an object with "dialogue", a list of turns ("dialog" serves as well). Formatting is that of DailyDialog but for
-lighter cleaning; at most 512 tokens, no empty turn; evaluation takes the first 2,000 of the validation part. Of one file
-alone, every hundredth dialogue is for evaluation.
+A line is an object with "dialogue", a list of turns ("dialog" serves as well). Formatting is that of DailyDialog but
+for lighter cleaning; at most 512 tokens, no empty turn; evaluation takes the first 2,000 of the validation part. Of
+one file alone, every hundredth dialogue is for evaluation.
 """
 
 from pathlib import Path

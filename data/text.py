@@ -2,9 +2,9 @@
 
     python -m data.text PATH      # a text file, or a folder of .txt files (.txt.xz and .txt.gz as well)
 
-Pieces joined make the text again, but for the white space between them. Of each file the first 90% are for training, the
-next 5% for validation and the last 5% for testing. The first 8 words of the last piece are the input, as some text has to
-be there before any can be predicted.
+Pieces joined make the text again, but for the white space between them. Of each file the first 90% are for training,
+the next 5% for validation and the last 5% for testing. The first 8 words of the last piece are the input, as some
+text has to be there before any can be predicted.
 """
 
 import re
