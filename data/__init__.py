@@ -84,8 +84,8 @@ def shorten(sample: dict, longest: int | None) -> dict:
 def at_step(name: str, split: str, time_step: int, count: int, seed: int = 0) -> list[dict]:
     """Up to `count` samples of a dataset at time step t, with t contexts each: what evaluation by time step takes.
 
-    A count of 0 means all there are, or 200 of a generated dataset. Of multiple-choice data these are the samples' first
-    t contexts; of other files, the samples that have just t.
+    A count of 0 means all there are, or 200 of a generated dataset. Of multiple-choice data these are the samples'
+    first t contexts; of other files, the samples that have just t.
     """
     if folder := prepared.folder_of(name):
         return prepared.at_step(folder, split, time_step, count, seed)

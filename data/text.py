@@ -13,7 +13,9 @@ from pathlib import Path
 from data.prepared import Lines, Preparation, main, text_lines
 
 WORDS, GIVEN = 64, 8  # words of a piece, and of the last one as input
+PIECE = re.compile(rf"\S+(\s+\S+){{{WORDS - 1}}}")
 SHORT, LONG = 2, 12  # contexts of a train sample
+LEAST = 100  # pieces of a file
 
 
 def prepare(path: Path, out: Preparation) -> None:
@@ -24,16 +26,13 @@ def prepare(path: Path, out: Preparation) -> None:
         text = "\n".join(line for _, line in text_lines(file, out))
         if "\0" in text:
             raise ValueError(f"{file} is no text: it holds zero bytes")
-        words = list(re.finditer(r"\S+", text))
-        starts = range(0, len(words) - WORDS + 1, WORDS)
-        if len(starts) < 20 * (SHORT + 1):
-            out.leave_out("files too short to be split")
+        if len(text.split(None, LEAST * WORDS)) < LEAST * WORDS:
+            out.leave_out(f"files of fewer than {LEAST * WORDS:,} words")
             continue
-        for index, start in enumerate(starts):
-            piece = text[words[start].start() : words[start + WORDS - 1].end()]
-            share = index / len(starts)
+        for piece in PIECE.finditer(text):
+            share = piece.start() / len(text)
             split = "train" if share < 0.9 else "validation" if share < 0.95 else "test"
-            out.add(split, {"text": piece, "file": number}, hold_out=False)
+            out.add(split, {"text": piece[0], "file": number}, hold_out=False)
 
 
 def pieces(lines: Lines, index: int, contexts: int) -> dict | None:
