@@ -1,10 +1,10 @@
-"""Any text, in pieces: a context is some 64 words of it, the target the piece that comes next.
+"""Any text, in pieces: a context is up to 320 characters of it, the target the piece that comes next.
 
     python -m data.text PATH      # a text file, or a folder of .txt files (.txt.xz and .txt.gz as well)
 
-Pieces joined make the text again, but for the white space between them. Of each file the first 90% are for training,
-the next 5% for validation and the last 5% for testing. The first 8 words of the last piece are the input, as some
-text has to be there before any can be predicted.
+Pieces end at white space where there is any; joined they make the text again, but for that, and runs of spaces are
+one. Of each file the first 90% are for training, the next 5% for validation and the last 5% for testing. Up to 40
+characters of the last piece are the input, as some text has to be there before any can be predicted.
 """
 
 import re
@@ -12,10 +12,10 @@ from pathlib import Path
 
 from data.prepared import Lines, Preparation, main, text_lines
 
-WORDS, GIVEN = 64, 8  # words of a piece, and of the last one as input
-PIECE = re.compile(rf"\S+(\s+\S+){{{WORDS - 1}}}")
-SHORT, LONG = 2, 12  # contexts of a train sample
-LEAST = 100  # pieces of a file
+PIECE = re.compile(r"\S.{0,319}(?!\S)|\S{320}", re.DOTALL)
+GIVEN = re.compile(r".{1,40}(?!\S)|.{40}", re.DOTALL)  # of the last piece, as input
+SHORT, LONG = 2, 10  # contexts of a train sample
+LEAST = 50000  # characters of a file
 
 
 def prepare(path: Path, out: Preparation) -> None:
@@ -23,16 +23,16 @@ def prepare(path: Path, out: Preparation) -> None:
     if not files:
         raise ValueError(f"{path} holds no .txt files")
     for number, file in enumerate(files):
-        text = "\n".join(line for _, line in text_lines(file, out))
+        text = re.sub(r"[ \t]+", " ", "\n".join(line for _, line in text_lines(file, out)))
         if "\0" in text:
             raise ValueError(f"{file} is no text: it holds zero bytes")
-        if len(text.split(None, LEAST * WORDS)) < LEAST * WORDS:
-            out.leave_out(f"files of fewer than {LEAST * WORDS:,} words")
+        if len(text) < LEAST:
+            out.leave_out(f"files of fewer than {LEAST:,} characters")
             continue
         for piece in PIECE.finditer(text):
             share = piece.start() / len(text)
             split = "train" if share < 0.9 else "validation" if share < 0.95 else "test"
-            out.add(split, {"text": piece[0], "file": number}, hold_out=False)
+            out.add(split, {"text": piece[0].rstrip(), "file": number}, hold_out=False)
 
 
 def pieces(lines: Lines, index: int, contexts: int) -> dict | None:
@@ -42,11 +42,13 @@ def pieces(lines: Lines, index: int, contexts: int) -> dict | None:
     *before, last = (lines[i] for i in range(index, index + contexts + 1))
     if before[0]["file"] != last["file"]:
         return None
-    given = re.match(rf"(\S+\s+){{{GIVEN}}}", last["text"]).end()
+    given = GIVEN.match(last["text"])[0]
+    if given == last["text"]:
+        return None
     return {
         "contexts": [piece["text"] for piece in before],
-        "input": last["text"][:given].rstrip(),
-        "target": last["text"][given:],
+        "input": given.rstrip(),
+        "target": last["text"][len(given) :].lstrip(),
         "separator": "",
         "answers": list(range(1, contexts)),
     }
