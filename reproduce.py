@@ -4,14 +4,15 @@
     python reproduce.py DATA --scale toy       # all of it at toy size: on a CPU in minutes, and with no meaning
     python reproduce.py DATA --ablations       # and then more adapters: 1 to 8 tokens a step, plain LoRA, and so on
 
-Text and dialogues make a base model; step 1 fine-tunes it on DailyDialog with full context (all of its weights, as it is
-small); then come an adapter for each method and seed, the table, and the figure of perplexity against KV memory. Each
-stage is one command of train.py, eval.py or data/, shown as it starts, with its output in --out/STAGE.log. A stage that is
-done is not done again, and one that was interrupted goes on from its last checkpoint.
+Text and dialogues make a base model; step 1 fine-tunes it on DailyDialog with full context (all of its weights, as it
+is small); then come an adapter for each method and seed, the table, and the figure of perplexity against KV memory.
+Each stage is one command of train.py, eval.py or data/, shown as it starts, with its output in --out/STAGE.log. A
+stage that is done is not done again, and one that was interrupted goes on from its last checkpoint.
 """
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 import time
@@ -63,6 +64,7 @@ def arguments():
     add("data", type=Path, help="folder with dailydialog/, *.txt (or .txt.xz) and dialogs.jsonl (or .jsonl.xz)")
     add("--out", type=Path, default=Path("runs/reproduce"), help="output folder")
     add("--scale", choices=list(SCALES), default="full")
+    add("--steps", type=float, default=1.0, help="share of the steps of every training run, as in 0.1 for a trial")
     add("--seeds", default="0,1,2", help="of the adapters")
     add("--methods", default=",".join(METHODS), help="with an adapter each; none and full stand beside")
     add(
@@ -72,8 +74,7 @@ def arguments():
     )
     add("--until", choices=["base", "step1", "adapters"], help="stop after this")
     add("--jobs", type=int, default=1, help="adapters that are trained side by side")
-    add("--tokenizer", type=Path, help="whose tokens decide which dialogues are too long (LLaMA's: as in the paper); by "
-        "default that in DATA/llama, or else the base's own")  # fmt: skip
+    add("--tokenizer", type=Path, help="that counts which dialogues are too long; by default DATA/llama, or the base's")
     add("--more", default="", help="more options for every train.py, as in --more='--device cpu'")
     return parser.parse_args()
 
@@ -113,7 +114,9 @@ class Stages:
 def main() -> None:
     options = arguments()
     options.out, options.data = options.out.resolve(), options.data.resolve()
-    stages, out, scale = Stages(options.out), options.out, SCALES[options.scale]
+    stages, out = Stages(options.out), options.out
+    fewer = lambda steps: f"--steps {max(1, round(options.steps * int(steps[1])))}"
+    scale = {stage: re.sub(r"--steps (\d+)", fewer, more) for stage, more in SCALES[options.scale].items()}
     began = time.perf_counter()
 
     def train(stage: str, *more) -> None:
