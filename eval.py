@@ -5,9 +5,10 @@
     python eval.py --masks masks.png              # who sees whom, for every method
 
 Perplexity is over the target's tokens without EOS. Recall is the share of answers of which every token is the likeliest
-one, given the true target before it. Accuracy takes the option of the highest log-likelihood, without EOS: by the sum
-over its tokens, and by the mean (which the paper takes for MetaICL). Where samples are of several tasks, it is the mean
-over tasks. Several adapters of one method are taken as seeds with --average: mean and standard deviation.
+one, given the true target before it. Accuracy takes the option of the highest log-likelihood: by the sum over its
+tokens and EOS, and by the mean (as the paper does on MetaICL); of real data without EOS, as in the paper, and where
+there are several tasks, each task weighing the same. With --average several adapters of one method are seeds: mean and
+deviation.
 """
 
 import json
@@ -42,7 +43,7 @@ METRICS = {
     "accuracy": "multiple-choice accuracy",
     "accuracy_mean": "multiple-choice accuracy by the mean log-likelihood",
 }
-CHOICES = {"accuracy": lambda logprobs: logprobs[:-1].sum(), "accuracy_mean": lambda logprobs: logprobs[:-1].mean()}
+CHOICES = {"accuracy": torch.sum, "accuracy_mean": torch.mean}
 
 
 @dataclass
@@ -93,7 +94,8 @@ def measure(model: Transformer, tokenizer: Tokenizer, run: Run, samples: list[di
     nll, tokens, recalled, right = 0.0, 0, [], {}
     for first, sample in zip(firsts, samples):
         if options := sample.get("options"):
-            logprobs = [scores[first + i][0] for i in range(len(options))]
+            ends = -1 if "separator" in sample else None  # in real data
+            logprobs = [scores[first + i][0][:ends] for i in range(len(options))]
             best = [max(range(len(options)), key=lambda i: by(logprobs[i])) for by in CHOICES.values()]
             of_task = right.setdefault(sample.get("task"), [])
             of_task.append([options[i] == sample["target"] for i in best])
@@ -145,8 +147,10 @@ def peak_pairs(method: Method, layout: Layout) -> tuple[int, int]:
     """KV pairs held at most while contexts are compressed, and while the target is answered: memory and own tokens."""
     columns = Columns(torch.cat([layout.columns, layout.slots]))
     steps, lengths = Columns(layout.columns).step.unique_consecutive(return_counts=True)
-    ends = Columns(layout.columns[lengths.cumsum(0) - 1])[:, None]  # each step's last token
-    held = (visible(method, ends, columns) & (columns.step < ends.step)).sum(1) + lengths
+    ends = layout.columns[lengths.cumsum(0) - 1].repeat(2, 1, 1)  # each step's last token, twice (2, T, 7)
+    ends[1, :, 5] = 1  # what an input would see is held, even where a context does not see it
+    ends = Columns(ends)[:, :, None]
+    held = (visible(method, ends, columns) & (columns.step < ends.step)).any(0).sum(1) + lengths
     return int(max(held[:-1], default=0)), int(held[-1])
 
 

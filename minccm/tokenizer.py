@@ -108,4 +108,7 @@ def train_tokenizer(lines, path: str | Path, vocab_size: int) -> None:
                 minloglevel=2,
             )
 
-    write_whole(Path(path), train)
+    try:
+        write_whole(Path(path), train)
+    except RuntimeError as error:
+        raise ValueError(f"a tokenizer of {vocab_size} pieces is too much for this text ({error})") from None
