@@ -12,6 +12,8 @@ from tests.test_real_data import daily_folder
 
 @pytest.fixture
 def call(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # also on a machine that is busy with other tests
+
     def run(*more) -> tuple[int, str]:
         monkeypatch.setattr(
             "sys.argv", ["reproduce.py", *map(str, (tmp_path / "data", "--out", tmp_path / "out", *more))]
