@@ -72,7 +72,7 @@ def prepare(path: Path, out: Preparation) -> None:
             entries = [(entry, out.count(entry)) for entry in entries]
             short = [entry for entry in entries if entry[1] < MAX_ENTRY]
             if len(short) < KEPT * len(entries):
-                out.leave_out(f"{split}: a tenth of the profile has entries of {MAX_ENTRY} tokens or more")
+                out.leave_out(f"{split}: more than a tenth of the profile has entries of {MAX_ENTRY} tokens or more")
                 continue
             if split == "test":  # once for all, in the order of the file
                 short = [short[i] for i in drawn.choice(len(short), MOST, replace=len(short) < MOST)]

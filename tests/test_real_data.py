@@ -295,3 +295,35 @@ def test_unprepared_and_broken(tmp_path):
     (tmp_path / "dataset.json").write_text('{"dataset": "soda"}')
     with pytest.raises(ValueError, match="prepare it again"):
         data.source(str(tmp_path), "train")
+
+
+def test_limits_in_tokens(prepare, tmp_path):
+    """What is too long is left out: a demonstration, all beyond 1,024 tokens, profiles, dialogues (4 bytes a token)."""
+    raw = metaicl_folder(tmp_path / "metaicl")
+    long = [
+        {"task": "dream", "input": "x" * size, "output": "yes", "options": ["no", "yes"]} for size in (2000, *[780] * 8)
+    ]
+    write(raw / "dream" / "dream_16_100_train.jsonl", *long)
+    status, printed, folder = prepare(metaicl, raw)
+    assert status == 0 and "1 examples of more than 256 tokens" in printed
+    (sample, *_) = data.at_step(str(folder), "test", 16, 0)
+    assert len(sample["contexts"]) == 5  # of 195 + 2 + 2 + 1 tokens each, beside the 10 of the question itself
+
+    raw = lamp_folder(tmp_path / "lamp")
+    questions = json.loads((raw / "train_questions.json").read_text())
+    for number, entries in ((0, 2), (1, 3)):  # of 20: a tenth may go, more may not
+        for entry in questions[number]["profile"][:entries]:
+            entry["text"] = "x" * 400
+    (raw / "train_questions.json").write_text(json.dumps(questions))
+    status, printed, folder = prepare(lamp, raw)
+    assert status == 0 and "left out: 1 train: more than a tenth of the profile" in printed
+    assert len(prepared.open_split(folder, "train")[1][0]["entries"]) == 18
+
+    path = write(
+        tmp_path / "soda.jsonl",
+        *[{"dialogue": ["Hi."] * 4}] * 200,
+        {"dialogue": ["x" * 516, "a", "b"]},
+        {"dialogue": ["x" * 420] * 5},
+    )
+    status, printed, _ = prepare(soda, path)
+    assert "1 train: a turn of more than 128 tokens" in printed and "1 train: more than 512 tokens" in printed
