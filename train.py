@@ -56,7 +56,7 @@ def arguments():
     add("--dropout", type=float, default=0.0, help="of LoRA's input")
     add("--text-weight", type=float, default=None, help="loss weight of other text; by default 0.01, --pretrain 0.03")
     add("--row-tokens", type=int, default=None, help="tokens of one forward pass; by default 2048, on a GPU 65536")
-    add("--adapter", default=None, help="go on from this one, of the same method and n; its r and alpha hold")
+    add("--adapter", default=None, help="go on from this one, whose n, r and alpha hold")
     add("--recurrent", action="store_true", help="backpropagate through time, step by step: to compare, it is slower")
     add("--distill", type=float, default=0.0, help="weight of KL from the full-context model's predictions of targets")
     add("--validate", type=int, default=0, help="validation samples that tell which checkpoint to keep; 0: the last")
@@ -77,6 +77,7 @@ def arguments():
             raise ValueError(f"--{name.replace('_', '-')} is to be at least 1")
     if options.patience and not options.validate:
         raise ValueError("--patience needs --validate: the best checkpoint is that of the lowest validation loss")
+    options.method = get_method(options.method).name
     kind = "base" if options.pretrain else options.method
     names = "-".join(Path(part).stem for part in dict.fromkeys(options.data.split(",")))
     options.out = Path(options.out or f"runs/{names}-{kind}")
@@ -165,10 +166,10 @@ def main():
     options.grow = (1.6 if device.type == "cpu" else 0.5) if options.grow is None else options.grow
     options.row_tokens = options.row_tokens or (2048 if device.type == "cpu" else 65536)
     method = get_method(options.method, options.sink)
-    if options.n is None:
+    if options.n is None and not options.adapter:
         options.n = 8 if method.rate and method.comp else 2
     options.n = 0 if method.name in ("none", "full") else options.n
-    if method.name == "none" or (options.n < 1 and method.name != "full"):
+    if method.name == "none" or (options.n is not None and options.n < 1 and method.name != "full"):
         raise ValueError(f"--method {method.name} with --n {options.n} has nothing to train")
     out = make_folder(options.out)
     source = data.source(options.data, "train", options.seed)
@@ -182,10 +183,14 @@ def main():
         model, tokenizer = cli.open_base(options.model, options.init, device, dtype)
         step1 = options.init
         if options.adapter:
-            load_adapter(model, options.adapter, method.name, options.n, method.sink)
+            found, options.n = load_adapter(model, options.adapter, n=options.n)
+            if found.name == "full":
+                raise ValueError(f"--adapter {options.adapter} is a step-1 adapter: give it as --init")
+            if found.name != method.name:
+                model.add_learned(method.learned)
             step1 = step1 or Path(options.adapter) / "init"
         else:
-            model.add_adapter(options.n, options.r, options.alpha, options.dropout)
+            model.add_adapter(options.n, options.r, options.alpha, options.dropout, method.learned)
         if step1 and Path(step1).is_dir() and Path(step1).resolve() != (out / "init").resolve():
             shutil.copytree(step1, out / "init", dirs_exist_ok=True)
         trained = model.adapter_state()

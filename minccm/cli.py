@@ -19,7 +19,7 @@ def parser(description: str) -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     options.add_argument("--model", default=str(TINY), help="folder of a base model in the official LLaMA layout")
     options.add_argument("--init", default=None, help="step-1 adapter, ours or the authors', to merge into the base")
-    options.add_argument("--method", default=None, help="a method, see minccm/methods.py")
+    options.add_argument("--method", default=None, help="a method of minccm/methods.py, or of a file FILE.py")
     options.add_argument("--n", type=int, default=None, help="COMP tokens a step; in training 2, or 8 for merging")
     options.add_argument("--sink", action="store_true", default=None, help="keep BOS visible to everything")
     options.add_argument("--seed", type=int, default=0)
@@ -55,6 +55,7 @@ def device_and_dtype(options: argparse.Namespace) -> tuple[torch.device, torch.d
     except (RuntimeError, AssertionError):
         raise ValueError(f"--device {name} is not to be had on this machine: try --device cpu") from None
     torch.set_float32_matmul_precision("high")  # fp32 products by TF32, where there is such a thing
+    torch.backends.cuda.enable_cudnn_sdp(False)  # attention that plans anew, 0.1 to 2 s, for every new shape of batch
     default = "fp32" if device.type == "cpu" else "bf16"
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     return device, dtype[default if options.dtype == "auto" else options.dtype]

@@ -42,7 +42,8 @@ def pool_matrix(method: Method, slots: Columns, sources: Columns) -> Tensor:
     slots, across = slots[:, :, None], sources[:, None, :]
     weights = merge_weights(method, int(slots.step.max()) + 1).to(slots.data.device)
     same = (slots.sample == across.sample) & (slots.index == across.index)
-    weights = weights[slots.step, across.step.clamp(max=len(weights) - 1)] * same
+    index = slots.index if weights.shape[2] > 1 else 0
+    weights = weights[slots.step, across.step.clamp(max=len(weights) - 1), index] * same
     # several tokens of one step and index (the parts of text of the compressive method) share its weight
     twins = (sources[:, :, None].data[..., :4] == across.data[..., :4]).all(-1).sum(-1)  # sample, kind, step, index
     return weights / twins[:, None, :]
@@ -85,7 +86,7 @@ def predict(model, method: Method, batch: Batch, flex: bool = False, adapted: bo
 
     flex: FlexAttention instead of a dense mask. adapted: False leaves the model's adapter out.
     """
-    rows = batch.weights.flatten().nonzero()[:, 0]
+    method, rows = method.of(model), batch.weights.flatten().nonzero()[:, 0]
     gate = lora_gate(batch.comp, method.conditional, adapted)
     if method.name == "full" and not batch.packed:
         view = None  # plain causal attention, which needs no mask: padding stands behind the text

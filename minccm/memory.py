@@ -17,7 +17,7 @@ from torch import Tensor
 
 from minccm.config import LlamaConfig
 from minccm.files import write_whole
-from minccm.methods import PAD, Columns, Method, columns, visible
+from minccm.methods import PAD, Columns, Method, columns, merge_rate, visible
 
 
 @dataclass
@@ -116,10 +116,10 @@ class Memory:
 
     def merged(self, method: Method, slots: Columns) -> "Memory":
         """With the slots of this step: (1 - a) times the last step's slot j plus a times the mean of what goes in."""
-        have, rate = self.columns, method.rate(self.step - method.delay + 1)
+        have, rate = self.columns, merge_rate(method, self.step).to(self.keys)[:, None]  # (1 or M, 1)
         new = slots[:, None]  # (M, 1, 7) against (C, 7)
         fresh = (have.kind != new.kind) & (have.index == new.index) & (have.step == self.step - method.delay)
-        before = (have.kind == new.kind) & (have.index == new.index) & (have.step == self.step - 1)
+        before = (have.kind == new.kind) & (have.index == new.index) & (have.step == self.step - method.stride)
         fresh, before = fresh.to(self.keys.dtype), before.to(self.keys.dtype)
         weights = rate * fresh / fresh.sum(1, keepdim=True).clamp(min=1) + (1 - rate) * before  # (M, C)
         return self.extended(weights @ self.keys, weights @ self.values, slots)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from minccm.layout import Batch
 from minccm.lora import lora_gate
-from minccm.methods import PAD, SLOT, Columns, Method, columns, visible
+from minccm.methods import PAD, SLOT, Columns, Method, columns, merge_rate, visible
 
 
 class Step:
@@ -35,7 +35,8 @@ class Step:
 
 def predict_recurrent(model, method: Method, batch: Batch) -> tuple[Tensor, Tensor]:
     """As mask.predict, of a batch with one sample a row: logits (R, vocab_size), and rows (R,), their places."""
-    config, device, dtype = model.config, batch.tokens.device, model.embed_tokens.weight.dtype
+    method, config = method.of(model), model.config
+    device, dtype = batch.tokens.device, model.embed_tokens.weight.dtype
     rows_of, width = batch.tokens.shape
     shape = config.n_layers, rows_of, config.n_kv_heads, 0, config.head_dim
     keys = values = torch.zeros(shape, dtype=dtype, device=device)
@@ -62,15 +63,13 @@ def predict_recurrent(model, method: Method, batch: Batch) -> tuple[Tensor, Tens
             torch.cat([old, torch.stack(new)], 3) for old, new in ((keys, view.keys), (values, view.values))
         )
         memory = Columns(torch.cat([memory.data, data], 1))
-        if (batch.slots.step == step).any():
+        if (batch.slots.slot & (batch.slots.step == step)).any():
             slots, share = merge(method, memory, batch.slots, step)
             share = share[:, None].to(dtype)  # (B, 1, M, C)
             keys, values = (torch.cat([x, share @ x], 3) for x in (keys, values))
             memory = Columns(torch.cat([memory.data, slots], 1))
-        later = columns(
-            step=step + 1, order=2 * width, last=np.arange(2)
-        )  # a later query: of a context, or of an input
-        later = Columns.of(later, device)[None, :, None]
+        # a later query: of a context, or of an input
+        later = Columns.of(columns(step=step + 1, order=2 * width, last=np.arange(2)), device)[None, :, None]
         kept = visible(method, later, memory[:, None]).flatten(0, 1).any(0)  # in any row
         keys, values, memory = keys[:, :, :, kept], values[:, :, :, kept], memory[:, kept]
     order = torch.cat(rows).argsort()
@@ -84,14 +83,15 @@ def own_first(own: Tensor) -> Tensor:
 
 def merge(method: Method, have: Columns, slots: Columns, step: int) -> tuple[Tensor, Tensor]:
     """The slots of a step, (B, M, 7) with padding, and of what each consists: (B, M, C) shares of the columns held."""
-    of_step = slots.step == step
+    of_step = slots.slot & (slots.step == step)
     place = own_first(of_step)
-    there = of_step.gather(1, place) & (slots.sample.gather(1, place) >= 0)
+    there = of_step.gather(1, place)
     padding = slots.data.new_tensor(columns(sample=-1, kind=PAD))
     new = torch.where(there[..., None], slots.data.gather(1, place[..., None].expand(-1, -1, 7)), padding)
     one, held = Columns(new)[:, :, None], have[:, None]
     same = (held.index == one.index) & (held.sample == one.sample) & there[:, :, None]
     fresh = (same & (held.kind != SLOT) & (held.step == step - method.delay)).double()
-    before = (same & (held.kind == SLOT) & (held.step == step - 1)).double()
-    rate = method.rate(step - method.delay + 1)
+    before = (same & (held.kind == SLOT) & (held.step == step - method.stride)).double()
+    rate = merge_rate(method, step).to(fresh.device)  # (1,) or (n,)
+    rate = (rate[Columns(new).index.clamp(min=0)] if len(rate) > 1 else rate)[..., None]
     return new, rate * fresh / fresh.sum(2, keepdim=True).clamp(min=1) + (1 - rate) * before

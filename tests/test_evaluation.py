@@ -42,7 +42,8 @@ def test_options_by_sum_and_by_mean_and_tasks_evenly(tiny, monkeypatch):
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_peak_memory_is_that_of_the_recursion(name):
     """At most so many KV pairs are held online, while contexts are read and while the target is answered."""
-    method, n, model = get_method(name, sink=True), 2, random_model(2)
+    method, n = get_method(name, sink=True), 2
+    model = random_model(n, learned=method.learned)
     contexts, input, target = [[1] + [5] * 6, [6] * 9, [7] * 3], [8, 9], [10, 11, 2]
     session, reading = Session(model, method, n), [0]
     for context in [sum(contexts, [])] if method.comp == "end" else contexts:

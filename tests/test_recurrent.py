@@ -13,7 +13,7 @@ from tests.test_parallel_is_recursive import batches, methods
 
 
 def loss_and_gradients(forward, method, n, layouts):
-    model, batch = random_model(n), collate([[layout] for layout in layouts])
+    model, batch = random_model(n, learned=method.learned), collate([[layout] for layout in layouts])
     logits, rows = forward(model, method, batch)
     losses = F.cross_entropy(logits, batch.labels.flatten()[rows], reduction="none")
     loss = (losses * batch.weights.flatten()[rows]).sum()

@@ -107,7 +107,10 @@ def test_step_two_starts_from_step_one(micro, tmp_path):
 
 
 def test_an_adapter_goes_on(micro, tmp_path):
-    """--adapter goes on from an adapter, step 1 included: with a learning rate of 0 it stays what it was."""
+    """--adapter goes on from an adapter, step 1 included: with a learning rate of 0 it stays what it was.
+
+    It may be that of another method, which then learns numbers of its own.
+    """
     train(micro, tmp_path / "step1", "--method", "full")
     train(micro, tmp_path / "one", "--init", tmp_path / "step1")
     train(micro, tmp_path / "two", "--adapter", tmp_path / "one", "--lr", "0")
@@ -115,6 +118,10 @@ def test_an_adapter_goes_on(micro, tmp_path):
     assert load_adapter(one, tmp_path / "one") == load_adapter(two, tmp_path / "two")
     theirs = two.state_dict()
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in one.state_dict().items())
+    train(micro, tmp_path / "three", "--adapter", tmp_path / "two", "--lr", "0", "--method", "examples/decay.py")
+    ours, theirs = (load_file(tmp_path / name / "adapter.safetensors") for name in ("two", "three"))
+    assert theirs.pop("learned").tolist() == list(get_method("decay").learned)
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
 
 
 def test_learning_begins_with_short_samples():
