@@ -56,7 +56,7 @@ def arguments():
     add("--dropout", type=float, default=0.0, help="of LoRA's input")
     add("--text-weight", type=float, default=None, help="loss weight of other text; by default 0.01, --pretrain 0.03")
     add("--row-tokens", type=int, default=None, help="tokens of one forward pass; by default 2048, on a GPU 65536")
-    add("--adapter", default=None, help="go on from this one, whose n, r and alpha hold")
+    add("--adapter", default=None, help="go on from this one; a larger --n or --r widens it")
     add("--recurrent", action="store_true", help="backpropagate through time, step by step: to compare, it is slower")
     add("--distill", type=float, default=0.0, help="weight of KL from the full-context model's predictions of targets")
     add("--validate", type=int, default=0, help="validation samples that tell which checkpoint to keep; 0: the last")
@@ -183,9 +183,15 @@ def main():
         model, tokenizer = cli.open_base(options.model, options.init, device, dtype)
         step1 = options.init
         if options.adapter:
-            found, options.n = load_adapter(model, options.adapter, n=options.n)
+            found, n = load_adapter(model, options.adapter)
+            options.n = n if options.n is None else options.n
             if found.name == "full":
                 raise ValueError(f"--adapter {options.adapter} is a step-1 adapter: give it as --init")
+            if options.n < n:
+                raise ValueError(f"--adapter {options.adapter} has n = {n}, more than --n {options.n}")
+            model.widen_adapter(options.n, options.r)
+            for projection in model.projections():
+                projection.dropout = options.dropout
             if found.name != method.name:
                 model.add_learned(method.learned)
             step1 = step1 or Path(options.adapter) / "init"

@@ -155,6 +155,17 @@ class Transformer(nn.Module):
         if n:  # as the vocabulary's embeddings are spread
             self.comp_embeddings = nn.Parameter(table.mean(0) + table.std(0) * torch.randn(n, table.shape[1]).to(table))
 
+    @torch.no_grad()
+    def widen_adapter(self, n: int, r: int) -> None:
+        """A larger rank r, and more COMP tokens up to n, which begin near those that there are."""
+        for projection in self.projections():
+            projection.widen_lora(r)
+        if self.comp_embeddings is not None and n > len(self.comp_embeddings):
+            table = self.comp_embeddings
+            more = table.repeat(-(-n // len(table)) - 1, 1)[: n - len(table)]
+            more = more + 0.2 * table.std() * torch.randn_like(more)
+            self.comp_embeddings = nn.Parameter(torch.cat([table, more]))
+
     def add_learned(self, learned: tuple[float, ...]) -> None:
         """Gives the adapter the numbers that a method learns, at their start; none where it learns none."""
         numbers = torch.tensor(learned, device=self.embed_tokens.weight.device)  # fp32

@@ -124,6 +124,22 @@ def test_an_adapter_goes_on(micro, tmp_path):
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
 
 
+def test_a_wider_adapter_does_the_same(micro):
+    """With a larger rank the logits stay; more COMP tokens stand behind those there were."""
+    model, method = load_model(micro), get_method("ccm-concat")
+    model.add_adapter(n=2, r=4, dropout=0.0)
+    for projection in model.projections():
+        torch.nn.init.normal_(projection.lora_B)
+    batch = collate([[lay_out(method, 2, model.config.vocab_size, [[1, 7, 8], [9]], [5], [6, 2])]])
+    before, table = predict(model, method, batch)[0], model.comp_embeddings
+    model.widen_adapter(2, 6)
+    assert model.projections()[0].lora_A.shape[0] == 6
+    torch.testing.assert_close(predict(model, method, batch)[0], before)
+    model.widen_adapter(5, 6)
+    assert len(model.comp_embeddings) == 5 and torch.equal(model.comp_embeddings[:2], table)
+    assert set(model.adapter_state()) == {n for n, p in model.named_parameters() if p.requires_grad}
+
+
 def test_learning_begins_with_short_samples():
     """The first steps have few contexts, the later ones more, and no answer without the context that tells it."""
     for name in ("dialog", "icl", "persona"):
