@@ -43,6 +43,7 @@ METRICS = {
     "accuracy": "multiple-choice accuracy",
     "accuracy_mean": "multiple-choice accuracy by the mean log-likelihood",
 }
+GAPS = {"perplexity": "gap_closed", "accuracy": "gap_closed", "accuracy_mean": "gap_closed_mean"}
 CHOICES = {"accuracy": torch.sum, "accuracy_mean": torch.mean}
 
 
@@ -162,7 +163,7 @@ def average(rows: list[dict]) -> list[dict]:
     averaged = []
     for seeds in groups.values():
         row = dict(seeds[0])
-        for key in (*METRICS, "gap_closed"):
+        for key in (*METRICS, *set(GAPS.values())):
             if values := [one[key] for one in seeds if key in one]:
                 row |= {key: float(np.mean(values)), "seeds": len(values)}
                 row |= {f"{key}_std": float(np.std(values, ddof=1))} if len(values) > 1 else {}
@@ -171,16 +172,20 @@ def average(rows: list[dict]) -> list[dict]:
 
 
 def close_gaps(rows: list[dict]) -> None:
-    """Adds gap_closed to rows: 0 as without context, 1 as with full context; by log-perplexity or by accuracy."""
+    """Adds gap_closed to rows: 0 as without context, 1 as with full context; by log-perplexity or by accuracy.
+
+    And gap_closed_mean, by accuracy_mean.
+    """
     at = {(row["data"], row["time_step"], row["method"]): row for row in rows}
 
-    def gain(row: dict) -> float:
-        return row["accuracy"] if "accuracy" in row else -math.log(row["perplexity"])
+    def gain(row: dict, metric: str) -> float:
+        return -math.log(row[metric]) if metric == "perplexity" else row[metric]
 
     for row in rows:
         none, full = (at.get((row["data"], row["time_step"], method)) for method in ("none", "full"))
-        if none and full and gain(full) - gain(none) > 0.05:  # else there is no gap to close
-            row["gap_closed"] = (gain(row) - gain(none)) / (gain(full) - gain(none))
+        for metric, name in GAPS.items():
+            if none and full and metric in row and gain(full, metric) - gain(none, metric) > 0.05:  # else there is none
+                row[name] = (gain(row, metric) - gain(none, metric)) / (gain(full, metric) - gain(none, metric))
 
 
 def evaluate_distances(
@@ -214,7 +219,8 @@ def show(rows: list[dict], by: str = "time_step", console: Console | None = None
             at = {row[by]: row for row in of_data if row["method"] == method}
             cells = [_number(at[c], metric) if c in at else "" for c in columns]
             last = at[max(at)]
-            gap = _number(last, "gap_closed") if "gap_closed" in last and method not in ("none", "full") else ""
+            closed = GAPS.get(metric, "gap_closed")
+            gap = _number(last, closed) if closed in last and method not in ("none", "full") else ""
             table.add_row(method, *cells, gap, f"{last['kv_pairs']:.0f}", f"{last['kv_bytes'] / 1024:.0f}")
         table.caption = f"gap closed and KV memory at {by[0]}={columns[-1]}"
         console.print(table)
@@ -222,7 +228,7 @@ def show(rows: list[dict], by: str = "time_step", console: Console | None = None
 
 def _number(row: dict, metric: str) -> str:
     """With ± its deviation over seeds, where there are several."""
-    scale, form, sign = (1, ".2f", "") if metric in ("perplexity", "gap_closed") else (100, ".1f", "%")
+    scale, form, sign = (1, ".2f", "") if metric == "perplexity" or "gap" in metric else (100, ".1f", "%")
     deviation = f" ± {scale * row[metric + '_std']:{form}}" if metric + "_std" in row else ""
     return f"{scale * row[metric]:{form}}{deviation}{sign}"
 

@@ -75,6 +75,8 @@ def arguments():
     for name in ("steps", "batch", "r", "save_every", "row_tokens", "dim", "layers", "heads"):
         if vars(options)[name] is not None and vars(options)[name] < 1:
             raise ValueError(f"--{name.replace('_', '-')} is to be at least 1")
+    if options.pretrain and (options.recurrent or options.distill):
+        raise ValueError("--recurrent and --distill are for training an adapter: leave --pretrain out")
     if options.patience and not options.validate:
         raise ValueError("--patience needs --validate: the best checkpoint is that of the lowest validation loss")
     options.method = get_method(options.method).name
@@ -342,7 +344,7 @@ def resume(out: Path, options, trained: dict, optimizer, kept: dict) -> int:
     for name, tensor in state["trained"].items():
         trained[name].data.copy_(tensor)
     optimizer.load_state_dict(state["optimizer"])
-    kept.update(state["kept"])
+    kept.update(state.get("kept", {}))
     torch.set_rng_state(state["rng"])
     if "cuda_rng" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda_rng"])
