@@ -35,21 +35,21 @@ def read(path: Path, out: Preparation):
 
 def prepare(path: Path, out: Preparation) -> None:
     if path.is_file():
-        parts = [(path, lambda index: "test" if index % 100 == 99 else "train")]
+        parts = [(path, "train")]
     else:
         ends = (".jsonl", ".jsonl.xz", ".jsonl.gz", ".json")
-        train = one_of(path, *(f"train{end}" for end in ends))
         valid = one_of(path, *(f"{name}{end}" for name in ("valid", "validation") for end in ends))
-        parts = [(train, lambda index: "train"), (valid, lambda index: "test")]
-    for file, split_of in parts:
+        parts = [(one_of(path, *(f"train{end}" for end in ends)), "train"), (valid, "test")]
+    for file, split in parts:
         for index, (_, turns) in enumerate(read(file, out)):
-            split = split_of(index)
-            if split == "test" and out.found["test"] == TESTED:
+            enough = out.found["test"] == TESTED
+            if split == "test" and enough:
                 break
+            of = "test" if len(parts) == 1 and index % 100 == 99 and not enough else split
             if all(turns):
-                keep(out, split, turns, MOST)
+                keep(out, of, turns, MOST)
             else:
-                out.leave_out(f"{split}: an empty turn")
+                out.leave_out(f"{of}: an empty turn")
 
 
 if __name__ == "__main__":

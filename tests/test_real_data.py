@@ -278,13 +278,13 @@ def test_one_bad_record_among_many(prepare, tmp_path):
     """In the last line of a long file it is found, and the rest is read back from its place without loading it all."""
     good = json.dumps({"dialogue": ["Hello.", "Hi.", "Bye."]})
     path = tmp_path / "many.jsonl"
-    path.write_text((good + "\n") * 20000 + '{"dialogue": "Hello."}\n')
+    path.write_text((good + "\n") * 250000 + '{"dialogue": "Hello."}\n')
     status, printed, _ = prepare(soda, path)
-    assert status == 2 and f"{path}, line 20001: 'dialogue'" in printed
+    assert status == 2 and f"{path}, line 250001: 'dialogue'" in printed
     status, printed, folder = prepare(soda, path, "--skip-bad")
     assert status == 0 and "bad: 1" in printed
     lines = prepared.open_split(folder, "train")[1]
-    assert len(lines) == 18810 and lines[random.randrange(18810)] == {"turns": ["Hello.", "Hi.", "Bye."]}
+    assert len(lines) == 235600 and lines[random.randrange(235600)] == {"turns": ["Hello.", "Hi.", "Bye."]}
 
 
 def test_unprepared_and_broken(tmp_path):
