@@ -197,14 +197,17 @@ def generated(stages: Stages, wanted: dict[str, str], scale: dict[str, str], job
 
 
 def markdown(rows: list[dict]) -> str:
-    """The tables by time step, with KV memory and gap closed at the last one, and the paper's LLaMA-7B beside them."""
+    """The tables by time step; at the last one gap closed, KV pairs kept, and at most held to read or to answer.
+
+    The paper's LLaMA-7B stands beside.
+    """
     lines = []
     for name in dict.fromkeys(row["data"] for row in rows):
         of_data = [row for row in rows if row["data"] == name]
         metric = "perplexity" if "perplexity" in of_data[0] else "accuracy"
         steps = sorted({row["time_step"] for row in of_data})
         paper = PAPER if name == "dailydialog" else {}
-        heads = [f"{name}: {metric}", *(f"t = {t}" for t in steps), "gap closed", "KV pairs"]
+        heads = [f"{name}: {metric}", *(f"t = {t}" for t in steps), "gap closed", "KV pairs", "at most"]
         heads += ["LLaMA-7B in the paper"] if paper else []
         lines += [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
         for method in dict.fromkeys(row["method"] for row in of_data):
@@ -212,6 +215,7 @@ def markdown(rows: list[dict]) -> str:
             last = at[max(at)]
             cells = [method, *(shown(at[t], metric) if t in at else "" for t in steps)]
             cells += [shown(last, "gap_closed") if method not in ("none", "full") else "", f"{last['kv_pairs']:.0f}"]
+            cells += [f"{max(last['peak_compression_pairs'], last['peak_inference_pairs']):.0f}"]
             cells += [", ".join(f"{value:.2f}" for value in paper.get(method, ()))] if paper else []
             lines.append(f"| {' | '.join(cells)} |")
         lines.append("")
