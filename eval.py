@@ -3,6 +3,11 @@
     python eval.py --data dialog                  # the model that ships: none, full, and each adapter beside it
     python eval.py --data icl --adapter DIR --json result.json --picture result.png
     python eval.py --masks masks.png              # who sees whom, for every method
+    python eval.py --stream FILE                  # a long text in a cache of fixed size: measure/stream.py
+    python eval.py --stability                    # the same over 1,000,000 tokens: measure/stability.py
+    python eval.py --show attention               # or mask, memory: measure/inside.py
+    python eval.py --costs                        # time, memory and FLOP by length of context: measure/costs.py
+    python eval.py --method-picture method.png    # the method over time
 
 Perplexity is over the target's tokens without EOS. Recall is the share of answers of which every token is the likeliest
 one, given the true target before it. Accuracy takes the option of the highest log-likelihood: by the sum over its
@@ -11,6 +16,7 @@ there are several tasks, each task weighing the same. With --average several ada
 deviation.
 """
 
+import importlib
 import json
 import math
 from dataclasses import dataclass, field
@@ -286,11 +292,29 @@ def main():
     add("--json", type=Path, default=None, help="write the table there, as a list of rows")
     add("--picture", type=Path, default=None, help="draw the table there")
     add("--masks", type=Path, default=None, help="draw the masks of all methods there, and do nothing else")
+    add("--stream", default=None, help="stream this text file through a cache of fixed size, and do nothing else")
+    add("--stability", action="store_true", help="perplexity and recall over very long texts, and nothing else")
+    add("--jobs", type=int, default=1, help="--stability: so many lines of the tables at the same time")
+    add("--costs", action="store_true", help="what compressing and answering take by length, and nothing else")
+    add("--show", choices=["attention", "mask", "memory"], help="look inside, on the terminal and with --picture")
+    add("--layout", type=int, nargs="+", default=[4, 3, 4, 3, 2], help="--show mask: contexts, input, target")
+    add("--window", type=int, nargs="+", default=[160], help="--stream: key/value pairs in the cache when it is full")
+    add("--chunk", type=int, default=None, help="--stream: tokens compressed at once; by default two fifths of it")
+    add("--memory", type=int, default=8, help="--stream: slots of concatenated memory that are kept")
+    add("--tokens", type=int, default=None, help="--stream: only so many tokens of the file")
+    add("--token-by-token", type=int, default=0, help="--stream: read so many tokens one by one as well, to compare")
+    add("--method-picture", type=Path, default=None, help="draw how the method works there, and do nothing else")
     options = parser.parse_args()
-    if options.masks:
-        from minccm.picture import draw_masks
+    for name in ("stability", "stream", "costs", "show"):
+        if vars(options)[name]:
+            return importlib.import_module(f"measure.{name if name != 'show' else 'inside'}").main(options)
+    if options.masks or options.method_picture:
+        from minccm.picture import draw_masks, draw_method
 
-        return save_figure(draw_masks(), options.masks)
+        for path, draw in ((options.masks, draw_masks), (options.method_picture, draw_method)):
+            if path:
+                save_figure(draw(), path)
+        return
     base = options.model, options.init, *cli.device_and_dtype(options)
     model, tokenizer = cli.open_base(*base)
     step1 = model.step1

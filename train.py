@@ -41,6 +41,7 @@ SETTINGS = "data method n sink r alpha dropout lr batch steps warmup text_weight
 
 
 def arguments():
+    """The command line. Raises ValueError for numbers below 1 (recipe of the paper: table 13)."""
     parser = cli.parser(__doc__.split("\n")[0])
     parser.set_defaults(method="ccm-concat", sink=False)
     add = parser.add_argument
@@ -104,6 +105,9 @@ class Steps(Dataset):
         for index in range(step * self.options.batch, (step + 1) * self.options.batch):
             sample = self.source(index, self.method.contexts or longest)
             contexts, input, target = segments(self.tokenizer, sample, self.method.reads)
+            while sample.get("separator") == "" and len(sum(contexts, input + target)) > self.config.max_positions:
+                sample = data.shorten(sample, len(contexts) - 1)  # running text may begin anywhere
+                contexts, input, target = segments(self.tokenizer, sample, self.method.reads)
             answered = answer_lengths(self.tokenizer, sample, contexts)
             vocab_size, weight = self.config.vocab_size, self.options.text_weight
             layout = lay_out(self.method, self.n, vocab_size, contexts, input, target, weight, answered)

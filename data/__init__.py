@@ -21,7 +21,7 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
-from data import prepared
+from data import prepared, running
 
 GENERATED = ("dialog", "icl", "persona")  # made by our own generators: no download, the same everywhere
 PREPARED = ("dailydialog", "soda", "lamp", "metaicl", "text")  # real files, see data/prepared.py
@@ -36,7 +36,7 @@ def source(names: str, split: str, seed: int = 0) -> Callable[..., dict]:
 
     A name is that of a dataset here, or the path of a JSON-lines file (which then serves every split) or of a folder
     with train.jsonl, validation.jsonl and test.jsonl (of samples, or prepared by `python -m data.NAME`). Files are gone
-    through again and again, shuffled each time.
+    through again and again, shuffled each time. Or it is the path of a plain text (data/running.py).
     Raises ValueError, in one line that says what to do, when there is no such dataset, file or split.
     """
     parts = [_source(name, split, seed) for name in expand(names)]
@@ -59,6 +59,8 @@ def _source(name: str, split: str, seed: int) -> Callable[[int, int | None], dic
             return shorten(module.sample(split, index, seed), longest)
 
         return make
+    if running.is_text(name):
+        return running.source(name, split, seed)
     if folder := prepared.folder_of(name):
         module, samples = prepared.open_split(folder, split)
         draw = lambda number, index: module.draw(samples, number, random.Random(f"{seed}/{index}"))
@@ -95,6 +97,8 @@ def at_step(name: str, split: str, time_step: int, count: int, seed: int = 0) ->
         if hasattr(module, "sample_at"):
             return [module.sample_at(split, index, time_step, seed) for index in range(count)]
         samples = [module.sample(split, index, seed) for index in range(count)]
+    elif running.is_text(name):
+        samples = running.at_step(name, split, time_step, count, seed)
     else:
         samples = read_jsonl(_path(name, split))
     if any("options" in sample for sample in samples):

@@ -132,6 +132,7 @@ class Batch:
     packed: bool  # does any row hold more than one sample?
 
     def to(self, device) -> "Batch":
+        """The same batch on a device."""
         moved = {name: value.to(device) for name, value in vars(self).items() if name != "packed"}
         return Batch(**moved, packed=self.packed)
 

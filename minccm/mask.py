@@ -75,6 +75,7 @@ class Parallel:
         return torch.cat([x, self.pool[:, None] @ x.gather(2, index)], 2)  # (B, 1, M, S) @ (B, H, S, head_dim)
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """queries (B, heads, N, head_dim) over keys and values (B, H, N + M, head_dim) -> (B, heads, N, head_dim)."""
         gqa = queries.shape[1] != keys.shape[1]
         if self.flex is not None:
             return _flex()(queries, keys, values, block_mask=self.flex, enable_gqa=gqa)

@@ -46,9 +46,11 @@ class Columns:
 
     @classmethod
     def of(cls, data: np.ndarray, device="cpu") -> "Columns":
+        """From data as `columns` makes it, int64 (..., 7)."""
         return cls(torch.from_numpy(data).to(device))
 
     def to(self, device) -> "Columns":
+        """The same columns on a device."""
         return Columns(self.data.to(device))
 
 
@@ -173,7 +175,7 @@ def visible(method: Method, q: Columns, k: Columns) -> Tensor:
 
 def merge_rate(method: Method, step: int) -> Tensor:
     """a_t of a step, float64 (1,), or (n,) where the slots have rates of their own."""
-    return torch.as_tensor(method.rate((step - method.delay) // method.stride + 1)).double().flatten()
+    return torch.as_tensor(method.rate((step - method.delay) // method.stride + 1), dtype=torch.float64).flatten()
 
 
 def merge_weights(method: Method, steps: int) -> Tensor:

@@ -34,6 +34,7 @@ class Tokenizer:
         return self.encode("a" + text)[1:]
 
     def decode(self, ids: list[int]) -> str:
+        """The text of token ids."""
         return self._decode(ids)
 
     def mark(self, text: str) -> list[int]:
