@@ -90,7 +90,7 @@ def commands() -> list[list[str]]:
         text = path.read_text("utf-8")
         lines = [line for line in text.splitlines() if line.startswith("    ")] + re.findall(r"`([^`\n]+)`", text)
         for part in (part for line in lines for part in re.split(r"&&|[|>]", line)):
-            if match := re.search(r"\bpython3? ((?:[a-z]+\.py|-m data\.\w+).*)", part):
+            if match := re.search(r"\bpython3? ((?:[a-z]+\.py|-m (?:data|measure)\.\w+).*)", part):
                 words = shlex.split(match[1], comments=True)
                 found.append([word for word in words if word != "..."])  # and so on
     return found
@@ -109,8 +109,11 @@ def parse(command: list[str], monkeypatch) -> None:
         raise Parsed
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
+    if command[0] == "-m" and command[1].startswith("measure."):
+        importlib.import_module(command[1]).main()
     if command[0] == "-m":
-        data.main(None)
+        name = command[1].removeprefix("data.")
+        data.prepared.main(None, "", name) if name in data.PREPARED else data.main(None)
     importlib.import_module(command[0].removesuffix(".py")).main()
 
 
