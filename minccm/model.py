@@ -11,9 +11,10 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from minccm.config import LlamaConfig
-from minccm.lora import ConditionalLinear
+from minccm.lora import ConditionalLinear, project
 
 
 class Causal:
@@ -75,14 +76,14 @@ class Attention(nn.Module):
         self.k_proj = ConditionalLinear(config.dim, config.n_kv_heads * config.head_dim)
         self.v_proj = ConditionalLinear(config.dim, config.n_kv_heads * config.head_dim)
         self.o_proj = ConditionalLinear(config.n_heads * config.head_dim, config.dim)
+        self.qkv: Tensor | None = None  # see Transformer.join_weights
 
     def forward(self, x: Tensor, layer: int, cos: Tensor, sin: Tensor, view, gate) -> Tensor:
         def heads(y: Tensor) -> Tensor:  # (B, N, H * head_dim) -> (B, H, N, head_dim)
             return y.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
-        queries = rotate(heads(self.q_proj(x, gate)), cos, sin)
-        keys = rotate(heads(self.k_proj(x, gate)), cos, sin)  # rotated before they are stored or merged
-        values = heads(self.v_proj(x, gate))
+        queries, keys, values = map(heads, project(x, gate, [self.q_proj, self.k_proj, self.v_proj], self.qkv))
+        queries, keys = rotate(queries, cos, sin), rotate(keys, cos, sin)  # before keys are stored or merged
         keys, values = view.extend(layer, keys, values)  # N columns become [memory; tokens; slots]
         y = view.attend(queries, keys, values)  # (B, H, N, head_dim)
         return self.o_proj(y.transpose(1, 2).flatten(2), gate)
@@ -96,9 +97,13 @@ class FeedForward(nn.Module):
         self.gate_proj = nn.Linear(config.dim, config.ffn_dim, bias=False)
         self.up_proj = nn.Linear(config.dim, config.ffn_dim, bias=False)
         self.down_proj = nn.Linear(config.ffn_dim, config.dim, bias=False)
+        self.gate_up: Tensor | None = None  # see Transformer.join_weights
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        if self.gate_up is None:
+            return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = F.linear(x, self.gate_up).chunk(2, -1)
+        return self.down_proj(F.silu(gate) * up)
 
 
 class Block(nn.Module):
@@ -128,11 +133,29 @@ class Transformer(nn.Module):
         self.comp_embeddings: nn.Parameter | None = None  # (n, dim) fp32, once there is an adapter
         self.base: str | None = None  # its fingerprint, where it cannot be taken from the weights
         self.step1: str | None = None  # the folder of the step-1 adapter that is merged into the base
+        self.checkpoint = False  # in training, keep nothing of a block but its input, and compute the rest once more
         self.frequencies = rope_frequencies(config)
 
     def tie_weights(self) -> None:
         if self.config.tied_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
+
+    @torch.no_grad()
+    def join_weights(self) -> None:
+        """Puts q, k, v, and gate, up, of each frozen layer one behind the other, to be read by one product each.
+
+        The parameters keep their names and become parts of these. To be called when weights are where they are to stay.
+        """
+        for block in self.layers:
+            attention, mlp = block.self_attn, block.mlp
+            for owner, name, parts in (
+                (attention, "qkv", [attention.q_proj, attention.k_proj, attention.v_proj]),
+                (mlp, "gate_up", [mlp.gate_proj, mlp.up_proj]),
+            ):
+                joint = torch.cat([part.weight for part in parts])
+                setattr(owner, name, joint)
+                for part, weight in zip(parts, joint.split([part.weight.shape[0] for part in parts])):
+                    part.weight.data = weight
 
     def add_adapter(self, n: int, r: int = 8, alpha: float = 16, dropout: float = 0.05) -> None:
         """Freezes the base and adds what trains: A and B of every q, k, v, o projection, and n COMP embeddings."""
@@ -165,7 +188,10 @@ class Transformer(nn.Module):
         x = self.embed(tokens, comp)  # (B, N, dim)
         cos, sin = rope_table(positions, self.frequencies, x.dtype)
         for layer, block in enumerate(self.layers):
-            x = block(x, layer, cos, sin, view, gate)
+            if self.checkpoint and torch.is_grad_enabled():
+                x = checkpoint(block, x, layer, cos, sin, view, gate, use_reentrant=False)
+            else:
+                x = block(x, layer, cos, sin, view, gate)
         if rows is not None:
             x = x.flatten(0, 1)[rows]  # (R, dim)
         return self.lm_head(self.norm(x))
@@ -176,5 +202,6 @@ class Transformer(nn.Module):
         if comp is None or self.comp_embeddings is None:
             return x
         # F.embedding, not indexing, of which the gradient is summed in an order that changes from run to run
-        embeddings = F.embedding(tokens.flatten()[comp] - self.config.vocab_size, self.comp_embeddings)  # (C, dim)
+        numbers = (tokens.flatten()[comp] - self.config.vocab_size).clamp(min=0)  # of padding none is asked
+        embeddings = F.embedding(numbers, self.comp_embeddings)  # (C, dim)
         return x.flatten(0, 1).index_copy(0, comp, embeddings.to(x.dtype)).view_as(x)
