@@ -115,11 +115,20 @@ class Memory:
         )
 
     def merged(self, method: Method, slots: Columns) -> "Memory":
-        """With the slots of this step: (1 - a) times the last step's slot j plus a times the mean of what goes in."""
-        have, rate = self.columns, method.rate(self.step - method.delay + 1)
-        new = slots[:, None]  # (M, 1, 7) against (C, 7)
-        fresh = (have.kind != new.kind) & (have.index == new.index) & (have.step == self.step - method.delay)
-        before = (have.kind == new.kind) & (have.index == new.index) & (have.step == self.step - 1)
-        fresh, before = fresh.to(self.keys.dtype), before.to(self.keys.dtype)
-        weights = rate * fresh / fresh.sum(1, keepdim=True).clamp(min=1) + (1 - rate) * before  # (M, C)
+        """With the slots of this step."""
+        rate = method.rate(self.step - method.delay + 1)
+        weights = slot_weights(method, self.columns, slots, self.step, rate).to(self.keys.dtype)  # (M, C)
         return self.extended(weights @ self.keys, weights @ self.values, slots)
+
+
+def slot_weights(method: Method, have: Columns, slots: Columns, step, rate) -> Tensor:
+    """float64 (..., M, C): what the columns (..., C, 7) that there are after a step give to its slots (..., M, 7).
+
+    (1 - rate) times the last step's slot j plus rate times the mean of what goes in. step and rate are those of the one
+    conversation, or tensors (..., 1, 1).
+    """
+    have, new = Columns(have.data.unsqueeze(-3)), Columns(slots.data.unsqueeze(-2))
+    fresh = (have.kind != new.kind) & (have.index == new.index) & (have.step == step - method.delay)
+    before = (have.kind == new.kind) & (have.index == new.index) & (have.step == step - 1)
+    fresh, before = fresh.double(), before.double()
+    return rate * fresh / fresh.sum(-1, keepdim=True).clamp(min=1) + (1 - rate) * before

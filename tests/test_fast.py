@@ -1,0 +1,66 @@
+"""Many conversations in fixed buffers say what each says alone: the same logits, memory and answers, to rounding."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minccm.fast import Conversations
+from minccm.methods import METHODS, PAD, get_method
+from minccm.online import Session
+from tests.conftest import random_model
+
+texts = st.lists(st.integers(3, 39), min_size=1, max_size=9)
+turns = st.one_of(st.none(), texts)
+talks = st.lists(st.lists(turns, min_size=0, max_size=5), min_size=1, max_size=3)
+methods = st.builds(get_method, st.sampled_from(sorted(METHODS)), st.booleans())
+
+
+def memory_of(batch, i):
+    """Columns of conversation i, and its keys at them, ordered as in a session."""
+    places = (batch.columns[i, :, 1] != PAD).nonzero()[:, 0]
+    places = places[batch.columns[i, places, 4].argsort(stable=True)]
+    return batch.columns[i, places], batch.keys[:, i][:, :, places]
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(methods, st.integers(1, 4), talks, texts, texts)
+def test_a_batch_is_each_alone(method, n, talks, input, other):
+    """For every method, with conversations at different time steps: logits after the memory, and the memory itself."""
+    model = random_model(n)
+    sessions = [Session(model, method, n) for _ in talks]
+    batch = Conversations(model, method, n, len(talks), pairs=60, turn=9, output=4)
+    for turn in range(max(map(len, talks))):
+        contexts = [talk[turn] if turn < len(talk) else None for talk in talks]
+        batch.read(contexts)
+        for session, context in zip(sessions, contexts):
+            if context is not None:
+                session.read(context)
+    inputs = [(input, other)[i % 2] for i in range(len(talks))]
+    got = batch.logits(inputs).clone()
+    for i, (session, text) in enumerate(zip(sessions, inputs)):
+        torch.testing.assert_close(got[i], session.logits(text)[-1], atol=1e-9, rtol=1e-9)
+    answers = batch.generate(inputs, stop=False)
+    for i, (session, text) in enumerate(zip(sessions, inputs)):
+        assert answers[i] == list(session.generate(text, 4, stop=False))
+        held, keys = memory_of(batch, i)
+        order = session.memory.columns.order.argsort(stable=True)
+        assert torch.equal(held[:, 1:4], session.memory.columns.data[order][:, 1:4])
+        torch.testing.assert_close(keys, session.memory.keys[:, :, order], atol=1e-9, rtol=1e-9)
+
+
+def test_a_place_is_used_again():
+    """A conversation that begins anew in a used place knows nothing of the one before; a full memory is told of."""
+    model, method = random_model(2), get_method("ccm-concat")
+    batch = Conversations(model, method, 2, batch=2, pairs=4, turn=6)
+    for _ in range(2):
+        batch.read([[1, 5, 6], [7, 8, 9, 10]])
+    with pytest.raises(ValueError, match="4 pairs"):
+        batch.read([[5], None])
+    batch.reset([0])
+    batch.read([[9, 9, 4], None])
+    fresh = Session(model, method, 2)
+    fresh.read([9, 9, 4])
+    torch.testing.assert_close(batch.logits([[3, 4], [5]])[0], fresh.logits([3, 4])[-1], atol=1e-9, rtol=1e-9)
+    with pytest.raises(ValueError, match="longer than a turn"):
+        batch.read([[5] * 7, None])
