@@ -3,6 +3,7 @@
     python eval.py --data dialog                  # the model that ships: none, full, and each adapter beside it
     python eval.py --data icl --adapter DIR --json result.json --picture result.png
     python eval.py --masks masks.png              # who sees whom, for every method
+    python eval.py --bench all --model random:7b  # speed, beside the machine's own limits
 
 Perplexity is over the target's tokens without EOS. Recall is the share of answers of which every token is the likeliest
 one, given the true target before it. Accuracy takes the option of the highest summed log-likelihood, EOS included.
@@ -23,7 +24,7 @@ from tqdm import tqdm
 import data
 from data import dialog
 from minccm import cli
-from minccm.checkpoint import load_adapter
+from minccm.checkpoint import load_adapter, load_model
 from minccm.files import make_folder, write_text, write_whole
 from minccm.layout import Layout, check_length, collate, group, lay_out, segments
 from minccm.mask import predict
@@ -230,7 +231,16 @@ def main():
     add("--json", type=Path, default=None, help="write the table there, as a list of rows")
     add("--picture", type=Path, default=None, help="draw the table there")
     add("--masks", type=Path, default=None, help="draw the masks of all methods there, and do nothing else")
+    add("--bench", choices=["train", "decode", "serve", "all"], help="measure speed, and do nothing else")
     options = parser.parse_args()
+    if options.bench:
+        from measure import bench
+
+        rows = bench.run(options.bench, load_model(options.model, *cli.device_and_dtype(options)))
+        if options.json:
+            make_folder(options.json.parent)
+            write_text(options.json, json.dumps(rows, indent=1) + "\n")
+        return
     if options.masks:
         from minccm.picture import draw_masks
 

@@ -343,4 +343,5 @@ def draw(logits: Tensor, temperature: float, top_p: float, generator: torch.Gene
 @functools.cache
 def _compiled(function, one: bool = False):
     """one: for a single token, where products are reductions, and are worth tuning as such."""
-    return torch.compile(function, options={"coordinate_descent_tuning": True} if one else None)
+    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)  # a few for each shape
+    return torch.compile(function, dynamic=False, options={"coordinate_descent_tuning": True} if one else None)

@@ -64,3 +64,36 @@ def test_a_place_is_used_again():
     torch.testing.assert_close(batch.logits([[3, 4], [5]])[0], fresh.logits([3, 4])[-1], atol=1e-9, rtol=1e-9)
     with pytest.raises(ValueError, match="longer than a turn"):
         batch.read([[5] * 7, None])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs are of a GPU")
+@pytest.mark.parametrize("name", ["ccm-concat", "ccm-merge", "full"])
+@pytest.mark.parametrize("count", [1, 3])
+def test_graphs_on_a_gpu(name, count):
+    """On a GPU in bf16, by CUDA graphs of compiled code: the logits of a session, to what bf16 rounds."""
+    from minccm.checkpoint import load_model
+
+    method, n = get_method(name), 4
+    model = load_model("random:1m", "cuda")
+    model.add_adapter(n, r=4)
+    for tensor in model.adapter_state().values():
+        torch.nn.init.normal_(tensor, std=0.1)
+    model.eval().join_weights()
+    sessions = [Session(model, method, n) for _ in range(count)]
+    batch = Conversations(model, method, n, count, pairs=48, turn=16, output=4)
+    ids = lambda length, seed: torch.randint(3, 500, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
+    for turn in range(3):
+        contexts = [ids(5 + 3 * turn + i, 10 * turn + i) for i in range(count)]
+        batch.read(contexts)
+        for session, context in zip(sessions, contexts):
+            session.read(context)
+        inputs = [ids(6 + i, 100 + i) for i in range(count)]
+        expected = torch.stack([session.logits(text)[-1] for session, text in zip(sessions, inputs)]).float()
+        got = batch.logits(inputs).float()
+        assert ((got - expected).norm() / expected.norm()).item() < 0.03
+        answers = batch.generate(inputs, stop=False)
+        assert [len(answer) for answer in answers] == [4] * count
+        again = torch.stack(
+            [session.logits(text + answer[:3])[-1] for session, text, answer in zip(sessions, inputs, answers)]
+        )
+        assert ((batch.logits_.float() - again.float()).norm() / again.float().norm()).item() < 0.03
