@@ -52,7 +52,7 @@ def wait() -> None:
 
 
 def limits(device: torch.device, dtype: torch.dtype) -> dict:
-    """The machine's own rates: FLOP/s of a product of matrices, bytes/s of a copy (read and written); of random numbers."""
+    """The machine's own rates: FLOP/s of a matrix product, bytes/s of a copy (read and written), of random numbers."""
     size, count = (8192, 2**31) if device.type == "cuda" else (1024, 2**25)
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     rate = 2 * size**3 / seconds(lambda: a @ b, 10)
