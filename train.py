@@ -4,16 +4,19 @@
     python train.py --data dialog --method full --out runs/step1        # step 1, then step 2 from it:
     python train.py --data dialog --method ccm-merge --init runs/step1
     python train.py --pretrain --data dialog,icl,persona --out runs/base --steps 2000
+    torchrun --nproc-per-node 8 train.py --model DIR --data dialog      # on 8 GPUs
 
 Step 2 in one line: lay out c(1) COMP ... c(T) COMP I O, one forward pass under the mask, cross-entropy on O, and
 gradients for nothing but the conditional LoRA and the COMP embeddings (paper: algorithm 1).
 """
 
+import argparse
 import json
 import math
 import os
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -23,11 +26,11 @@ from tqdm import tqdm
 
 import data
 from eval import BASELINES, TIME_STEPS, Run, close_gaps, evaluate, show
-from minccm import cli
+from minccm import cli, ranks
 from minccm.checkpoint import load_adapter, load_model, save_adapter, save_model
 from minccm.config import LlamaConfig
 from minccm.files import make_folder, write_text, write_whole
-from minccm.layout import Batch, check_length, collate, group, lay_out, segments
+from minccm.layout import Batch, check_length, collate, group, lay_out, pack, segments
 from minccm.mask import predict
 from minccm.methods import Method, get_method
 from minccm.model import Transformer
@@ -51,9 +54,12 @@ def arguments():
     add("--alpha", type=float, default=64, help="scale of LoRA: alpha / r")
     add("--dropout", type=float, default=0.0, help="of LoRA's input")
     add("--text-weight", type=float, default=None, help="loss weight of other text; by default 0.01, --pretrain 0.03")
-    add("--row-tokens", type=int, default=None, help="tokens of one forward pass; by default 2048, on a GPU 65536")
+    add("--row-tokens", type=int, default=None, help="tokens of one forward pass; 2048, on a GPU what its memory holds")
     add("--adapter", default=None, help="go on from this one, of the same method and n; its r and alpha hold")
-    add("--compile", action="store_true", help="compile the blocks with torch.compile: slower to start, then faster")
+    bools = argparse.BooleanOptionalAction
+    add("--compile", action=bools, help="compile the blocks: slower to start, then faster; for large models on a GPU")
+    add("--checkpoint", action="store_true", help="keep little for the backward pass, compute it again: small memory")
+    add("--shard", action="store_true", help="under torchrun: spread a base that does not fit one GPU over all (FSDP2)")
     add("--resume", action="store_true", help="go on from the checkpoint in the output folder")
     add("--save-every", type=int, default=100, help="steps between checkpoints")
     add("--eval-samples", type=int, default=100, help="test samples a time step in the final table; 0 for no table")
@@ -88,7 +94,7 @@ class Steps(Dataset):
         grown = (step + 1) / max(1, self.options.grow * self.options.steps)
         # Short samples first: what is close is learned many times faster than what is far, and carries over.
         longest = None if grown >= 1 else 2 + int(28 * grown**5)
-        for index in range(step * self.options.batch, (step + 1) * self.options.batch):
+        for index in range(step * self.options.batch + ranks.RANK, (step + 1) * self.options.batch, ranks.COUNT):
             sample = self.source(index, longest)
             contexts, input, target = segments(self.tokenizer, sample, self.method.reads)
             answered = answer_lengths(self.tokenizer, sample, contexts)
@@ -96,8 +102,11 @@ class Steps(Dataset):
             layout = lay_out(self.method, self.n, vocab_size, contexts, input, target, weight, answered)
             check_length(layout, self.config.max_positions)
             layouts.append(layout)
-        groups = group([len(layout.tokens) for layout in layouts], self.options.row_tokens)
-        return [collate([[layouts[i]] for i in indices]) for indices in groups]
+        lengths = [len(layout.tokens) for layout in layouts]
+        if self.options.pack:
+            rows = [[layouts[i] for i in row] for row in pack(lengths, self.options.row_tokens, self.options.multiple)]
+            return collate(rows, self.options.multiple).split()
+        return [collate([[layouts[i]] for i in indices]) for indices in group(lengths, self.options.row_tokens)]
 
 
 def answer_lengths(tokenizer: Tokenizer, sample: dict, contexts: list[list[int]]) -> list[int]:
@@ -140,11 +149,26 @@ def new_base(options, device) -> tuple[Transformer, Tokenizer]:
     return model.to(device), tokenizer
 
 
+def row_tokens_for(model: Transformer, options) -> int:
+    """How many tokens a forward and backward pass may have, by the memory that is free on the GPU; a power of two."""
+    config, nbytes = model.config, model.embed_tokens.weight.element_size()
+    heads = 2 * config.n_heads + 2 * config.n_kv_heads  # queries, output, keys, values
+    block = nbytes * (2 * config.dim + heads * config.head_dim + 2 * config.ffn_dim)  # kept of a token
+    kept = config.n_layers * config.dim * nbytes + block if options.checkpoint else config.n_layers * block
+    kept += 4 * nbytes * config.vocab_size if options.text_weight else 0
+    free = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else 2**32
+    return min(65536, max(2048, 2 ** int(math.log2(0.6 * free / kept))))
+
+
 def main():
     options = arguments()
+    ranks.start()
     device, dtype = cli.device_and_dtype(options)
+    if options.batch < ranks.COUNT:
+        raise ValueError(f"--batch {options.batch} leaves some of {ranks.COUNT} processes without a sample")
+    if (options.pretrain and ranks.COUNT > 1) or (options.shard and ranks.COUNT == 1):
+        raise ValueError("torchrun is for adapters, whose base --shard spreads over its processes")
     options.grow = (1.6 if device.type == "cpu" else 0.5) if options.grow is None else options.grow
-    options.row_tokens = options.row_tokens or (2048 if device.type == "cpu" else 65536)
     method = get_method(options.method, options.sink)
     if options.n is None:
         options.n = 8 if method.rate and method.comp else 2
@@ -160,20 +184,32 @@ def main():
         model, tokenizer = new_base(options, device)
         trained = dict(model.named_parameters())
     else:
-        model, tokenizer = cli.open_base(options.model, options.init, device, dtype)
+        model, tokenizer = cli.open_base(options.model, options.init, "cpu" if options.shard else device, dtype)
         step1 = options.init
         if options.adapter:
             load_adapter(model, options.adapter, method.name, options.n, method.sink)
             step1 = step1 or Path(options.adapter) / "init"
         else:
             model.add_adapter(options.n, options.r, options.alpha, options.dropout)
-        if step1 and Path(step1).is_dir() and Path(step1).resolve() != (out / "init").resolve():
+        if ranks.MAIN and step1 and Path(step1).is_dir() and Path(step1).resolve() != (out / "init").resolve():
             shutil.copytree(step1, out / "init", dirs_exist_ok=True)
         trained = model.adapter_state()
     model.train()
-    if options.compile:
+    model.checkpoint = options.checkpoint
+    if options.shard:
+        ranks.shard(model, device)
+    elif not options.pretrain:
+        model.join_weights()
+    # On a GPU samples are packed under FlexAttention's block mask. On a CPU that has no backward pass, and full context
+    # needs no mask: there groups of like length are padded.
+    options.pack = device.type == "cuda" and method.name != "full" and model.config.head_dim >= 16
+    options.row_tokens = options.row_tokens or (2048 if device.type == "cpu" else row_tokens_for(model, options))
+    options.multiple = max(128, options.row_tokens // 32 // 128 * 128)
+    large = sum(p.numel() for p in model.parameters()) > 5e8
+    if options.compile or (options.compile is None and device.type == "cuda" and large):
+        torch._dynamo.config.recompile_limit = 64  # one for each length of row, of which there are few
         for block in model.layers:
-            block.compile(dynamic=True)
+            block.compile(dynamic=not options.pack)
     if device.type == "cuda":
         torch.set_num_threads(1)  # the cores are for those who make the samples
     else:
@@ -182,13 +218,14 @@ def main():
     optimizer = torch.optim.AdamW(trained.values(), lr=options.lr, betas=(0.9, 0.95), weight_decay=decay)
 
     first = resume(out, options, trained, optimizer) if options.resume else 0
-    log = open(out / "log.jsonl", "a" if first else "w", buffering=1)
+    torch.manual_seed(options.seed + ranks.RANK + first) if ranks.RANK else None  # what is dropped differs
+    log = open(out / "log.jsonl" if ranks.MAIN else os.devnull, "a" if first else "w", buffering=1)
     steps = Steps(source, tokenizer, model.config, method, options.n, options)
-    workers = 0 if device.type == "cpu" else max(1, min(16, os.cpu_count()) - 2)
+    workers = 0 if device.type == "cpu" else max(1, (min(16, os.cpu_count()) - 2) // ranks.COUNT)
     # the loader must not draw from the generator that dropout draws from, or a resumed run would differ
     order, apart = range(first, options.steps), torch.Generator()
     loader = DataLoader(steps, batch_size=None, sampler=order, num_workers=workers, generator=apart)
-    bar = tqdm(loader, total=options.steps, initial=first, unit="step", dynamic_ncols=True)
+    bar = tqdm(loader, total=options.steps, initial=first, unit="step", dynamic_ncols=True, disable=not ranks.MAIN)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=options.pretrain and device.type == "cuda")
 
     started = time.perf_counter()
@@ -197,16 +234,21 @@ def main():
         lr = options.lr * schedule(step, options.steps, options.warmup)
         for parameters in optimizer.param_groups:
             parameters["lr"] = lr
-        weight = sum(float(batch.weights.sum()) for batch in batches)  # of the whole step, however it is split
-        total = 0.0
+        weight = sum(float(batch.weights.sum()) for batch in batches)
+        weight = ranks.over_all(weight)  # of the whole step, however it is split
+        if options.shard:  # all have to take part in as many passes: some with nothing to learn
+            idle = replace(batches[-1], weights=torch.zeros_like(batches[-1].weights))
+            batches += [idle] * (int(ranks.over_all(len(batches), "MAX")) - len(batches))
+        total = torch.zeros((), device=device)
         for batch in batches:
             batch = batch.to(device)
             with autocast:
-                logits, rows = predict(model, method, batch)  # (R, vocab_size)
+                logits, rows = predict(model, method, batch, flex=options.pack)  # (R, vocab_size)
                 losses = F.cross_entropy(logits.float(), batch.labels.flatten()[rows], reduction="none")  # (R,)
                 loss = (losses * batch.weights.flatten()[rows]).sum() / weight
             loss.backward()
             total += loss.detach()
+        total = ranks.sum_gradients(list(trained.values()), total)
         norm = torch.nn.utils.clip_grad_norm_(trained.values(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -214,11 +256,11 @@ def main():
         total = float(total)
         if not math.isfinite(total):
             raise ValueError(f"the loss is {total} at step {step + 1}: try a smaller --lr")
-        speed = sum(batch.tokens.numel() for batch in batches) / (time.perf_counter() - began)
+        speed = ranks.COUNT * sum(batch.tokens.numel() for batch in batches) / (time.perf_counter() - began)
         entry = {"step": step + 1, "loss": total, "lr": lr, "norm": float(norm), "tokens_per_s": speed}
         log.write(json.dumps(entry | {"s": time.perf_counter() - started}) + "\n")
         bar.set_postfix_str(f"loss {total:.3f}, {speed:,.0f} tokens/s")
-        if (step + 1) % options.save_every == 0 or step + 1 == options.steps:
+        if ranks.MAIN and ((step + 1) % options.save_every == 0 or step + 1 == options.steps):
             save(out, options, trained, optimizer, step + 1)
             if not options.pretrain:
                 made = {"base_name": Path(options.model).name, "data": options.data, "steps": step + 1}
@@ -226,6 +268,8 @@ def main():
     log.close()
 
     model.eval()
+    if not (ranks.MAIN or options.shard):
+        return ranks.end()
     if options.pretrain:
         save_model(out, model)
         model = load_model(out, device, dtype)  # as it was written, in bf16
@@ -235,6 +279,9 @@ def main():
         runs = BASELINES + [Run(method, options.n, label=label)]
     if options.eval_samples:
         report(options, model, tokenizer, runs)
+    ranks.end()
+    if not ranks.MAIN:
+        return
     base = "" if options.model == str(cli.TINY) else f" --model {options.model}"
     if options.pretrain:
         print(f"next: python train.py --model {out} --data {options.data}")
@@ -276,8 +323,9 @@ def resume(out: Path, options, trained: dict, optimizer) -> int:
     torch.set_rng_state(state["rng"])
     if "cuda_rng" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda_rng"])
-    lines = (out / "log.jsonl").read_text().splitlines()[: state["step"]]
-    write_text(out / "log.jsonl", "".join(line + "\n" for line in lines))
+    if ranks.MAIN:
+        lines = (out / "log.jsonl").read_text().splitlines()[: state["step"]]
+        write_text(out / "log.jsonl", "".join(line + "\n" for line in lines))
     return state["step"]
 
 
@@ -290,7 +338,8 @@ def report(options, model: Transformer, tokenizer: Tokenizer, runs: list[Run]) -
             limits = options.eval_samples, options.seed, options.row_tokens
             rows += evaluate(model, tokenizer, run, name, time_steps, *limits)
         close_gaps(rows)
-        show(rows)
+        if ranks.MAIN:
+            show(rows)
 
 
 if __name__ == "__main__":

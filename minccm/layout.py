@@ -188,13 +188,13 @@ def group(lengths: list[int], budget: int) -> list[list[int]]:
 
 
 def pack(lengths: list[int], budget: int, multiple: int = 128) -> list[list[int]]:
-    """Indices of sequences in rows without padding, each of at most `budget` tokens (or one longer sequence).
+    """Indices of sequences in rows without padding, each of fewer than `budget` tokens (or one longer sequence).
 
     As few rows as can be, about equally full, so that the longest, rounded up to `multiple`, wastes little of the
     others: first fit, with the longest sequences first.
     """
     total, longest = sum(lengths), max(lengths)
-    capacity = _up(max(-(-total // max(1, -(-total // budget))), longest), multiple)
+    capacity = _up(max(-(-total // max(1, -(-total // budget))), longest) + 1, multiple)  # a row ends in padding
     while True:
         rows, room = [], []
         for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
@@ -202,7 +202,7 @@ def pack(lengths: list[int], budget: int, multiple: int = 128) -> list[list[int]
             if row is None:
                 row = len(rows)
                 rows.append([])
-                room.append(min(capacity, max(budget, longest)))
+                room.append(min(capacity, max(budget, longest + 1)) - 1)
             rows[row].append(index)
             room[row] -= lengths[index]
         if capacity >= budget or len(rows) <= -(-total // budget):
