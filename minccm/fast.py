@@ -22,13 +22,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.flex_attention import flex_attention
 
 from minccm.layout import step_columns
 from minccm.lora import lora_gate
 from minccm.memory import slot_weights
 from minccm.methods import PAD, Columns, Method, columns, visible
 from minccm.model import Block, Transformer, rope_table
+
+if torch.cuda.is_available():
+    from minccm.kernel import attend
 
 
 class Buffered:
@@ -44,14 +46,11 @@ class Buffered:
         return self.keys, self.values
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        gqa, bias = queries.shape[1] != keys.shape[1], self.bias
-        if not queries.is_cuda:
-            return F.scaled_dot_product_attention(queries, keys, values, bias[:, None], enable_gqa=gqa)
-
-        def hide(score: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-            return score + bias[b, q, k]
-
-        return flex_attention(queries, keys, values, score_mod=hide, enable_gqa=gqa)
+        width = queries.shape[3]
+        if queries.is_cuda and width >= 16 and width & (width - 1) == 0:
+            return attend(queries, keys, values, self.bias)
+        gqa = queries.shape[1] != keys.shape[1]
+        return F.scaled_dot_product_attention(queries, keys, values, self.bias[:, None], enable_gqa=gqa)
 
 
 class Conversations:
@@ -343,5 +342,5 @@ def draw(logits: Tensor, temperature: float, top_p: float, generator: torch.Gene
 @functools.cache
 def _compiled(function, one: bool = False):
     """one: for a single token, where products are reductions, and are worth tuning as such."""
-    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)  # a few for each shape
-    return torch.compile(function, dynamic=False, options={"coordinate_descent_tuning": True} if one else None)
+    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)  # for sizes it has not met
+    return torch.compile(function, options={"coordinate_descent_tuning": True} if one else None)

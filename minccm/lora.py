@@ -53,7 +53,7 @@ class OnRows(torch.autograd.Function):
         ctx.scale, ctx.sizes = scale, sizes
         low = _low(rows, keep, a)[1].chunk(len(sizes), 1)
         update = torch.cat([F.linear(*part) for part in zip(low, b.split(sizes))], 1) * scale
-        return y.index_copy_(0, gate, y.index_select(0, gate) + update.to(y.dtype))
+        return _added(y, gate, update)
 
     @staticmethod
     def backward(ctx, dy):
@@ -63,9 +63,13 @@ class OnRows(torch.autograd.Function):
         d_low = torch.cat([part @ b_ for part, b_ in zip(d_update, b.split(ctx.sizes))], 1)  # (R, parts * r)
         d_b = torch.cat([part.T @ low_ for part, low_ in zip(d_update, low.chunk(len(ctx.sizes), 1))])
         d_rows = d_low @ a if keep is None else d_low @ a * keep
-        dx = dy @ weight
-        dx = dx.index_copy_(0, gate, dx.index_select(0, gate) + d_rows.to(dx.dtype))
-        return dx, None, None, None, None, None, d_low.T @ rows, d_b
+        return _added(dy @ weight, gate, d_rows), None, None, None, None, None, d_low.T @ rows, d_b
+
+
+def _added(y: Tensor, rows: Tensor, update: Tensor) -> Tensor:
+    """y with an update added to some rows, in place; compiled code finds for itself that this can be in place."""
+    put = y.index_copy if torch.compiler.is_compiling() else y.index_copy_
+    return put(0, rows, y.index_select(0, rows) + update.to(y.dtype))
 
 
 def _low(rows: Tensor, keep: Tensor | None, a: Tensor) -> tuple[Tensor, Tensor]:
