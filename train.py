@@ -204,7 +204,7 @@ def main():
     # needs no mask: there groups of like length are padded.
     options.pack = device.type == "cuda" and method.name != "full" and model.config.head_dim >= 16
     options.row_tokens = options.row_tokens or (2048 if device.type == "cpu" else row_tokens_for(model, options))
-    options.multiple = max(128, options.row_tokens // 32 // 128 * 128)
+    options.multiple = max(128, options.row_tokens // 64 // 128 * 128)
     large = sum(p.numel() for p in model.parameters()) > 5e8
     if options.compile or (options.compile is None and device.type == "cuda" and large):
         torch._dynamo.config.recompile_limit = 64  # one for each length of row, of which there are few

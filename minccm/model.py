@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from minccm.config import LlamaConfig
-from minccm.lora import ConditionalLinear, project
+from minccm.lora import ALL, ConditionalLinear, Rows, project
 
 
 class Causal:
@@ -78,7 +78,7 @@ class Attention(nn.Module):
         self.o_proj = ConditionalLinear(config.n_heads * config.head_dim, config.dim)
         self.qkv: Tensor | None = None  # see Transformer.join_weights
 
-    def forward(self, x: Tensor, layer: int, cos: Tensor, sin: Tensor, view, gate) -> Tensor:
+    def forward(self, x: Tensor, layer: int, cos: Tensor, sin: Tensor, view, gate, rows=None) -> Tensor:
         def heads(y: Tensor) -> Tensor:  # (B, N, H * head_dim) -> (B, H, N, head_dim)
             return y.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
@@ -86,7 +86,11 @@ class Attention(nn.Module):
         queries, keys = rotate(queries, cos, sin), rotate(keys, cos, sin)  # before keys are stored or merged
         keys, values = view.extend(layer, keys, values)  # N columns become [memory; tokens; slots]
         y = view.attend(queries, keys, values)  # (B, H, N, head_dim)
-        return self.o_proj(y.transpose(1, 2).flatten(2), gate)
+        y = y.transpose(1, 2).flatten(2)
+        if rows is not None:
+            y = Rows.apply(y.flatten(0, 1), rows)[None]
+            gate = gate if gate is None or gate is ALL else gate[:0]  # none of them is a COMP token
+        return self.o_proj(y, gate)
 
 
 class FeedForward(nn.Module):
@@ -100,7 +104,7 @@ class FeedForward(nn.Module):
         self.gate_up: Tensor | None = None  # see Transformer.join_weights
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.gate_up is None:
+        if self.gate_up is None or torch.is_grad_enabled():  # joined gradients take longer than they save
             return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
         gate, up = F.linear(x, self.gate_up).chunk(2, -1)
         return self.down_proj(F.silu(gate) * up)
@@ -114,8 +118,10 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.dim, config.norm_eps)
         self.mlp = FeedForward(config)
 
-    def forward(self, x: Tensor, layer: int, cos: Tensor, sin: Tensor, view, gate) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), layer, cos, sin, view, gate)
+    def forward(self, x: Tensor, layer: int, cos: Tensor, sin: Tensor, view, gate, rows=None) -> Tensor:
+        """x (B, N, dim) -> the same; or, of the flattened tokens the `rows` (R,) alone, (1, R, dim)."""
+        y = self.self_attn(self.input_layernorm(x), layer, cos, sin, view, gate, rows)
+        x = y + (x if rows is None else Rows.apply(x.flatten(0, 1), rows)[None])
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -181,20 +187,21 @@ class Transformer(nn.Module):
         view: which keys and values there are and who sees whom; None is plain causal attention.
         comp: int64 (C,), rows of the flattened tokens that are COMP tokens; None if there are none.
         gate: what LoRA acts on, see ConditionalLinear: `comp`, lora.ALL, or None for the base model alone.
-        rows: int64 (R,), rows of the flattened tokens to predict from, for logits (R, vocab_size); None for all of
-        them, (B, N, vocab_size).
+        rows: int64 (R,), rows of the flattened tokens to predict from, all different and none a COMP token, for logits
+        (R, vocab_size); None for all of them, (B, N, vocab_size). Beyond its keys and values the last block needs no
+        others.
         """
         view = view or Causal()
         x = self.embed(tokens, comp)  # (B, N, dim)
         cos, sin = rope_table(positions, self.frequencies, x.dtype)
         for layer, block in enumerate(self.layers):
+            inputs = x, layer, cos, sin, view, gate, rows if layer + 1 == len(self.layers) else None
             if self.checkpoint and torch.is_grad_enabled():
-                x = checkpoint(block, x, layer, cos, sin, view, gate, use_reentrant=False)
+                x = checkpoint(block, *inputs, use_reentrant=False)
             else:
-                x = block(x, layer, cos, sin, view, gate)
-        if rows is not None:
-            x = x.flatten(0, 1)[rows]  # (R, dim)
-        return self.lm_head(self.norm(x))
+                x = block(*inputs)
+        logits = self.lm_head(self.norm(x))
+        return logits if rows is None else logits[0]
 
     def embed(self, tokens: Tensor, comp: Tensor | None) -> Tensor:
         """tokens (B, N) -> (B, N, dim); the id vocab_size + j is COMP token j of its step."""
