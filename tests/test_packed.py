@@ -120,3 +120,34 @@ def test_two_processes_are_one(micro, tmp_path, more):  # noqa: F811
         assert process.returncode == 0, errors
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
     assert (tmp_path / "two" / "adapter.safetensors").is_file()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="FlexAttention trains on a GPU only")
+@pytest.mark.parametrize("name", ["ccm-concat", "ccm-merge"])
+def test_compiled_on_a_gpu(name):
+    """On a GPU in bf16, packed under FlexAttention and compiled: loss and gradients of the dense fp32 pass on a CPU."""
+    from minccm.checkpoint import load_model
+
+    method, n, results = get_method(name), 4, []
+    ids = lambda length, seed: torch.randint(3, 500, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
+    layouts = [lay_out(method, n, 512, [ids(9, i)] * (i + 2), ids(5, i), [8, 9, 2]) for i in range(6)]
+    for device in ("cpu", "cuda"):
+        model = load_model("random:1m")
+        torch.manual_seed(1)
+        model.add_adapter(n, r=4, dropout=0.0)
+        for tensor in model.adapter_state().values():
+            torch.nn.init.normal_(tensor, std=0.1)
+        model.to(device)
+        if device == "cuda":
+            for weight in model.parameters():
+                weight.data = weight.data if weight.requires_grad else weight.data.bfloat16()
+            model.join_weights()
+            for block in model.layers:
+                block.compile(dynamic=False)
+        batch = collate([layouts], 128).to(device)
+        logits, rows = predict(model, method, batch, flex=device == "cuda")
+        loss = F.cross_entropy(logits.float(), batch.labels.flatten()[rows])
+        loss.backward()
+        results.append([loss.detach().cpu()] + [p.grad.cpu() for p in model.adapter_state().values()])
+    for one, other in zip(*results, strict=True):
+        assert (one - other).norm() <= 0.05 * one.norm() + 1e-6
