@@ -62,8 +62,9 @@ def limits(device: torch.device, dtype: torch.dtype) -> dict:
 
 
 def matrix_weights(model: Transformer) -> int:
-    """How many weights every token is multiplied by: all but those of the vocabulary and the adapter."""
-    return sum(p.numel() for name, p in model.named_parameters() if name.startswith("layers") and "lora" not in name)
+    """How many weights every token meets in products: the layers' matrices, without vocabulary and adapter."""
+    matrices = [p for name, p in model.layers.named_parameters() if p.ndim == 2 and "lora" not in name]
+    return sum(matrix.numel() for matrix in matrices)
 
 
 def training_row(model: Transformer, method: Method, shape: tuple, samples: int) -> Batch:
