@@ -251,7 +251,7 @@ def open_conversation(
     if method in ("full", "none"):
         return Conversation(Session(base, get_method(method), 0, adapted=False), tokenizer, format, system)
     if method:
-        get_method(method)  # a wrong name is said as such
+        method = get_method(method).name  # a wrong name is said as such
     folder = Path(adapter or Path(model) / (method or "ccm-concat"))
     if not folder.is_dir():
         raise ValueError(f"{folder} is not there: train an adapter with train.py and give it with --adapter")

@@ -248,9 +248,7 @@ def main():
     base = options.model, options.init, *cli.device_and_dtype(options)
     model, tokenizer = cli.open_base(*base)
     step1 = model.step1
-    wanted = options.method.split(",") if options.method else None
-    for name in wanted or []:
-        get_method(name)
+    wanted = [get_method(name).name for name in options.method.split(",")] if options.method else None
     method = wanted[0] if wanted and len(wanted) == 1 and options.adapter else None  # what these are to be
     rows, distances = [], []
     runs = BASELINES + [Run(get_method("none"), adapter=path) for path in adapters_of(options)]

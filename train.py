@@ -55,7 +55,7 @@ def arguments():
     add("--dropout", type=float, default=0.0, help="of LoRA's input")
     add("--text-weight", type=float, default=None, help="loss weight of other text; by default 0.01, --pretrain 0.03")
     add("--row-tokens", type=int, default=None, help="tokens of one forward pass; 2048, on a GPU what its memory holds")
-    add("--adapter", default=None, help="go on from this one, of the same method and n; its r and alpha hold")
+    add("--adapter", default=None, help="go on from this one; a larger --n or --r widens it")
     bools = argparse.BooleanOptionalAction
     add("--compile", action=bools, help="compile the blocks: slower to start, then faster; for large models on a GPU")
     add("--checkpoint", action="store_true", help="keep little for the backward pass, compute it again: small memory")
@@ -73,6 +73,7 @@ def arguments():
     for name in ("steps", "batch", "r", "save_every", "row_tokens", "dim", "layers", "heads"):
         if vars(options)[name] is not None and vars(options)[name] < 1:
             raise ValueError(f"--{name.replace('_', '-')} is to be at least 1")
+    options.method = get_method(options.method).name
     kind = "base" if options.pretrain else options.method
     names = "-".join(Path(part).stem for part in dict.fromkeys(options.data.split(",")))
     options.out = Path(options.out or f"runs/{names}-{kind}")
@@ -170,10 +171,10 @@ def main():
         raise ValueError("torchrun is for adapters, whose base --shard spreads over its processes")
     options.grow = (1.6 if device.type == "cpu" else 0.5) if options.grow is None else options.grow
     method = get_method(options.method, options.sink)
-    if options.n is None:
+    if options.n is None and not options.adapter:
         options.n = 8 if method.rate and method.comp else 2
     options.n = 0 if method.name in ("none", "full") else options.n
-    if method.name == "none" or (options.n < 1 and method.name != "full"):
+    if method.name == "none" or (options.n is not None and options.n < 1 and method.name != "full"):
         raise ValueError(f"--method {method.name} with --n {options.n} has nothing to train")
     out = make_folder(options.out)
     source = data.source(options.data, "train", options.seed)
@@ -187,10 +188,20 @@ def main():
         model, tokenizer = cli.open_base(options.model, options.init, "cpu" if options.shard else device, dtype)
         step1 = options.init
         if options.adapter:
-            load_adapter(model, options.adapter, method.name, options.n, method.sink)
+            found, n = load_adapter(model, options.adapter)
+            options.n = n if options.n is None else options.n
+            if found.name == "full":
+                raise ValueError(f"--adapter {options.adapter} is a step-1 adapter: give it as --init")
+            if options.n < n:
+                raise ValueError(f"--adapter {options.adapter} has n = {n}, more than --n {options.n}")
+            model.widen_adapter(options.n, options.r)
+            for projection in model.projections():
+                projection.dropout = options.dropout
+            if found.name != method.name:
+                model.add_learned(method.learned)
             step1 = step1 or Path(options.adapter) / "init"
         else:
-            model.add_adapter(options.n, options.r, options.alpha, options.dropout)
+            model.add_adapter(options.n, options.r, options.alpha, options.dropout, method.learned)
         if ranks.MAIN and step1 and Path(step1).is_dir() and Path(step1).resolve() != (out / "init").resolve():
             shutil.copytree(step1, out / "init", dirs_exist_ok=True)
         trained = model.adapter_state()

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from minccm.config import SHAPES, UNTOLD, read_config
 from minccm.files import make_folder, write_tensors, write_text
 from minccm.methods import Method, get_method
-from minccm.model import Transformer
+from minccm.model import Transformer, is_adapter
 
 META_NAMES = {
     "tok_embeddings": "embed_tokens",
@@ -214,7 +214,7 @@ def save_model(
     folder = make_folder(folder)
     shards, size, total = [{}], 0, 0
     for name, tensor in model.named_parameters():  # tied weights come once
-        if "lora_" in name or name == "comp_embeddings":
+        if is_adapter(name):
             continue
         nbytes = tensor.numel() * dtype.itemsize
         if shards[-1] and size + nbytes > shard_bytes:
@@ -288,6 +288,7 @@ def load_adapter(
         info, parts = _read_authors(folder, method, n, sink)
     else:
         raise ValueError(f"{folder} holds no adapter: neither adapter.json nor adapter_config.json is there")
+    method = method and get_method(method).name
     if method is not None and info["method"] != method:
         raise ValueError(f"{folder} was made for the method {info['method']}, not for {method}")
     if n is not None and info["n"] != n:
@@ -297,7 +298,7 @@ def load_adapter(
     found, n, r = get_method(info["method"], info["sink"]), info["n"], info["r"]
     with torch.device("meta"):
         bare = Transformer(model.config)
-        bare.add_adapter(n, r)
+        bare.add_adapter(n, r, learned=found.learned)
     places = bare.adapter_state()
     _check_fit(folder, parts, places)
     values = {name: _fill(torch.empty(place.shape), name, parts[name]) for name, place in places.items()}
@@ -306,7 +307,7 @@ def load_adapter(
         raise ValueError(f"{folder}: {model.step1} is a part of the base already: leave --init out")
     if step1.is_dir():
         load_adapter(model, step1, "full")
-    model.add_adapter(n, r, info["alpha"], dropout=0.0)
+    model.add_adapter(n, r, info["alpha"], dropout=0.0, learned=found.learned)
     for name, place in model.adapter_state().items():
         place.data.copy_(values[name])
     if found.name == "full":

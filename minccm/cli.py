@@ -19,7 +19,7 @@ def parser(description: str) -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     options.add_argument("--model", default=str(TINY), help="folder of a base model in the official LLaMA layout")
     options.add_argument("--init", default=None, help="step-1 adapter, ours or the authors', to merge into the base")
-    options.add_argument("--method", default=None, help="a method, see minccm/methods.py")
+    options.add_argument("--method", default=None, help="a method of minccm/methods.py, or of a file FILE.py")
     options.add_argument("--n", type=int, default=None, help="COMP tokens a step; in training 2, or 8 for merging")
     options.add_argument("--sink", action="store_true", default=None, help="keep BOS visible to everything")
     options.add_argument("--seed", type=int, default=0)

@@ -26,7 +26,7 @@ from torch import Tensor
 from minccm.layout import step_columns
 from minccm.lora import lora_gate
 from minccm.memory import slot_weights
-from minccm.methods import PAD, Columns, Method, columns, visible
+from minccm.methods import PAD, Columns, Method, columns, merge_rate, visible
 from minccm.model import Block, Transformer, rope_table
 
 if torch.cuda.is_available():
@@ -75,7 +75,7 @@ class Conversations:
         graphs: bool | None = None,
     ):
         config, weight = model.config, model.embed_tokens.weight
-        self.model, self.method, self.n, self.adapted = model, method, n, adapted
+        self.model, self.method, self.n, self.adapted = model, method.of(model), n, adapted
         self.batch, self.pairs, self.turn, self.output = batch, pairs, turn, output
         self.device = weight.device
         self.graphs = {} if (weight.is_cuda if graphs is None else graphs) else None
@@ -97,7 +97,7 @@ class Conversations:
         # of an update: the slots that a step brings, its rate, and a query of the step to come
         self.slots = self.pad.repeat(batch, n if method.rate else 0, 1)
         self.step_, self.later = (torch.zeros(batch, k, 7, dtype=torch.int64, device=self.device) for k in (1, 2))
-        self.rate = torch.ones(batch, 1, 1, device=self.device)
+        self.rate = torch.ones(batch, self.slots.shape[1], 1, dtype=torch.float64, device=self.device)
         self.full = torch.zeros((), dtype=torch.bool, device=self.device)
         self.most = self._most_kept()
 
@@ -128,8 +128,9 @@ class Conversations:
             self.tokens + added * there,
         )
         if self.method.rate:
-            rates = {t: self.method.rate(int(t) - self.method.delay + 1) for t in set(step) if t >= self.method.delay}
-            self.rate.copy_(torch.tensor([rates.get(t, 1.0) for t in step])[:, None, None])
+            for t in set(step[step >= self.method.delay].tolist()):
+                these = torch.from_numpy(step == t).to(self.device)
+                self.rate[these] = merge_rate(self.method, t).to(self.rate)[:, None]
             self.slots.copy_(torch.from_numpy(slots))
         later = [columns(step=t, order=order, last=np.arange(2)) for t, order in zip(self.step, self.tokens)]
         self.later.copy_(torch.from_numpy(np.stack(later)))

@@ -92,6 +92,15 @@ class ConditionalLinear(nn.Linear):
         nn.init.kaiming_uniform_(self.lora_A, a=5**0.5)
         self.scale, self.dropout = alpha / r, dropout
 
+    @torch.no_grad()
+    def widen_lora(self, r: int) -> None:
+        """More rows of A and columns of B, up to r of them; these are zero, so what the adapter does stays the same."""
+        old = self.lora_A.shape[0]
+        if r > old:
+            A, B = self.lora_A, self.lora_B
+            self.add_lora(r, self.scale * r, self.dropout)
+            self.lora_A[:old], self.lora_B[:, :old] = A, B
+
     def forward(self, x: Tensor, gate: Tensor | bool | None = None) -> Tensor:
         """x (B, N, in) -> (B, N, out).
 

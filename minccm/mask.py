@@ -82,7 +82,8 @@ def pool_matrix(method: Method, slots: Columns, sources: Columns) -> Tensor:
     slots, across = Columns(slots.data.unsqueeze(-2)), Columns(sources.data.unsqueeze(-3))
     weights = merge_weights(method, int(slots.step.max()) + 1).to(slots.data.device)
     same = (slots.sample == across.sample) & (slots.index == across.index)
-    weights = weights[slots.step, across.step.clamp(max=len(weights) - 1)] * same
+    index = slots.index if weights.shape[2] > 1 else 0
+    weights = weights[slots.step, across.step.clamp(max=len(weights) - 1), index] * same
     # several tokens of one step and index (the parts of text of the compressive method) share its weight
     alike = sources.step * (int(sources.index.max()) + 2) + sources.index + 1  # (..., S); all of one sample
     counts = torch.zeros(*alike.shape[:-1], int(alike.max()) + 1, dtype=torch.int64, device=alike.device)
@@ -132,8 +133,8 @@ def predict(model, method: Method, batch: Batch, flex: bool = False, adapted: bo
 
     flex: FlexAttention instead of a dense mask. adapted: False leaves the model's adapter out.
     """
+    method, comp = method.of(model), batch.comp
     rows = batch.weights.flatten().nonzero()[:, 0]
-    comp = batch.comp
     gate = lora_gate(comp, method.conditional, adapted)
     if method.name == "full" and not batch.packed:
         view = None  # plain causal attention, which needs no mask: padding stands behind the text

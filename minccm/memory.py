@@ -17,7 +17,7 @@ from torch import Tensor
 
 from minccm.config import LlamaConfig
 from minccm.files import write_whole
-from minccm.methods import PAD, Columns, Method, columns, visible
+from minccm.methods import PAD, Columns, Method, columns, merge_rate, visible
 
 
 @dataclass
@@ -116,7 +116,7 @@ class Memory:
 
     def merged(self, method: Method, slots: Columns) -> "Memory":
         """With the slots of this step."""
-        rate = method.rate(self.step - method.delay + 1)
+        rate = merge_rate(method, self.step).to(self.keys.device)[:, None]  # (1 or M, 1)
         weights = slot_weights(method, self.columns, slots, self.step, rate).to(self.keys.dtype)  # (M, C)
         return self.extended(weights @ self.keys, weights @ self.values, slots)
 
@@ -125,10 +125,10 @@ def slot_weights(method: Method, have: Columns, slots: Columns, step, rate) -> T
     """float64 (..., M, C): what the columns (..., C, 7) that there are after a step give to its slots (..., M, 7).
 
     (1 - rate) times the last step's slot j plus rate times the mean of what goes in. step and rate are those of the one
-    conversation, or tensors (..., 1, 1).
+    conversation, or tensors (..., 1 or M, 1).
     """
     have, new = Columns(have.data.unsqueeze(-3)), Columns(slots.data.unsqueeze(-2))
     fresh = (have.kind != new.kind) & (have.index == new.index) & (have.step == step - method.delay)
-    before = (have.kind == new.kind) & (have.index == new.index) & (have.step == step - 1)
+    before = (have.kind == new.kind) & (have.index == new.index) & (have.step == step - method.stride)
     fresh, before = fresh.double(), before.double()
     return rate * fresh / fresh.sum(-1, keepdim=True).clamp(min=1) + (1 - rate) * before

@@ -8,11 +8,13 @@ weighted means of keys and values. A token always sees its own step (one context
     concat   Mem(t) = [Mem(t-1); h(t)]                  later steps see the COMP tokens themselves
     merge    Mem(t) = (1 - a_t) Mem(t-1) + a_t h(t)     later steps see slots instead, and `rate` gives a_t
 
-A new method is one more entry.
+A new method is one more entry, or a file of its own, of which `--method FILE.py` takes the entry `METHOD`.
 """
 
+import runpy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -67,12 +69,18 @@ class Method:
     about: str
     sees: Callable[[Columns, Columns], Tensor | bool]  # (queries, keys) -> bool; beyond the query's own step
     comp: str | None = "step"  # COMP tokens stand after each "step", or after the "end" of all contexts, or nowhere
-    rate: Callable[[int], float] | None = None  # a_t for t = 1, 2, ...: there are slots, merged at this rate
+    rate: Callable[..., float | Tensor] | None = None  # a_t for t = 1, 2, ...: there are slots, merged at this rate
+    learned: tuple[float, ...] = ()  # numbers that train with the adapter, from these on: rate(t, numbers)
     pools: str = "comp"  # what a slot is made of: "comp" tokens, or the "text" of the step in n equal parts
     delay: int = 0  # a step is merged only when this many steps have come after it
+    stride: int = 1  # a slot goes on from that of this many steps before
     conditional: bool = True  # LoRA acts on COMP tokens alone; False: on every token, which is plain LoRA
     reads: bool = True  # False: contexts are left out altogether
     sink: bool = False  # BOS stays visible to everything
+
+    def of(self, model) -> "Method":
+        """The same with the numbers that a model's adapter has learned in place."""
+        return replace(self, rate=lambda t: self.rate(t, model.learned), learned=()) if self.learned else self
 
 
 METHODS = {
@@ -119,9 +127,17 @@ METHODS = {
 
 
 def get_method(name: str, sink: bool = False) -> Method:
-    """The method of that name, with or without the attention sink. Raises ValueError listing the names there are."""
+    """The method of that name, or of a file FILE.py that defines METHOD; with or without the attention sink.
+
+    A method from a file joins METHODS. Raises ValueError when there is none, listing the names there are.
+    """
+    if name.endswith(".py") and Path(name).is_file():
+        method = runpy.run_path(name).get("METHOD")
+        if not isinstance(method, Method):
+            raise ValueError(f"{name} defines no METHOD = Method(...)")
+        name = METHODS.setdefault(method.name, method).name
     if name not in METHODS:
-        raise ValueError(f"there is no method {name!r}: take one of {', '.join(METHODS)}")
+        raise ValueError(f"there is no method {name!r}: take a file FILE.py that defines it, or {', '.join(METHODS)}")
     return replace(METHODS[name], sink=sink)
 
 
@@ -135,15 +151,21 @@ def visible(method: Method, q: Columns, k: Columns) -> Tensor:
     return (k.sample == q.sample) & (k.order <= q.order) & (own_step | beyond)
 
 
+def merge_rate(method: Method, step: int) -> Tensor:
+    """a_t of a step, float64 (1,), or (n,) where the slots have rates of their own."""
+    return torch.as_tensor(method.rate((step - method.delay) // method.stride + 1)).double().flatten()
+
+
 def merge_weights(method: Method, steps: int) -> Tensor:
-    """float64 (steps, steps): weight of step s in the slots of step t, from the recursion with rate a_t.
+    """float64 (steps, steps, 1 or n): the weight of step s in slot j of step t, from the recursion with rate a_t.
 
     Row t is (1 - a_t) times row t-1 plus a_t at s = t: 1/t each for the running mean (paper: g_update, table 16).
     """
-    rows, row = [], torch.zeros(steps, dtype=torch.float64)
+    rows = []
     for t in range(steps):
+        row = rows[t - method.stride] if t >= method.stride else torch.zeros(steps, 1, dtype=torch.float64)
         if t >= method.delay:
-            rate = method.rate(t - method.delay + 1)
-            row = (1 - rate) * row + rate * torch.eye(steps, dtype=torch.float64)[t - method.delay]
+            rate, now = merge_rate(method, t).cpu(), torch.arange(steps) == t - method.delay
+            row = (1 - rate) * row + rate * now[:, None]
         rows.append(row)
-    return torch.stack(rows) if rows else torch.zeros(0, 0, dtype=torch.float64)
+    return torch.stack(torch.broadcast_tensors(*rows)) if rows else torch.zeros(0, 0, 1, dtype=torch.float64)

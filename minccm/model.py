@@ -125,6 +125,11 @@ class Block(nn.Module):
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
+def is_adapter(name: str) -> bool:
+    """Whether a parameter of that name belongs to the adapter and not to the base."""
+    return "lora_" in name or name in ("comp_embeddings", "learned")
+
+
 class Transformer(nn.Module):
     """LLaMA. Its parameters bear the official names less the leading "model."."""
 
@@ -137,6 +142,7 @@ class Transformer(nn.Module):
         self.lm_head = nn.Linear(config.dim, config.vocab_size, bias=False)
         self.tie_weights()
         self.comp_embeddings: nn.Parameter | None = None  # (n, dim) fp32, once there is an adapter
+        self.learned: nn.Parameter | None = None  # fp32, the numbers that a method learns, where there are any
         self.base: str | None = None  # its fingerprint, where it cannot be taken from the weights
         self.step1: str | None = None  # the folder of the step-1 adapter that is merged into the base
         self.checkpoint = False  # in training, keep nothing of a block but its input, and compute the rest once more
@@ -163,22 +169,44 @@ class Transformer(nn.Module):
                 for part, weight in zip(parts, joint.split([part.weight.shape[0] for part in parts])):
                     part.weight.data = weight
 
-    def add_adapter(self, n: int, r: int = 8, alpha: float = 16, dropout: float = 0.05) -> None:
-        """Freezes the base and adds what trains: A and B of every q, k, v, o projection, and n COMP embeddings."""
+    def add_adapter(
+        self, n: int, r: int = 8, alpha: float = 16, dropout: float = 0.05, learned: tuple[float, ...] = ()
+    ) -> None:
+        """Freezes the base and adds what trains: A and B of every q, k, v, o projection, and n COMP embeddings.
+
+        learned: of a method that learns some numbers, where these start.
+        """
         self.requires_grad_(False)
         for projection in self.projections():
             projection.add_lora(r, alpha, dropout)
+        self.add_learned(learned)
         table = self.embed_tokens.weight.detach().float()
         if n:  # as the vocabulary's embeddings are spread
             self.comp_embeddings = nn.Parameter(table.mean(0) + table.std(0) * torch.randn(n, table.shape[1]).to(table))
+
+    @torch.no_grad()
+    def widen_adapter(self, n: int, r: int) -> None:
+        """A larger rank r, and more COMP tokens up to n, which begin near those that there are."""
+        for projection in self.projections():
+            projection.widen_lora(r)
+        if self.comp_embeddings is not None and n > len(self.comp_embeddings):
+            table = self.comp_embeddings
+            more = table.repeat(-(-n // len(table)) - 1, 1)[: n - len(table)]
+            more = more + 0.2 * table.std() * torch.randn_like(more)
+            self.comp_embeddings = nn.Parameter(torch.cat([table, more]))
+
+    def add_learned(self, learned: tuple[float, ...]) -> None:
+        """Gives the adapter the numbers that a method learns, at their start; none where it learns none."""
+        numbers = torch.tensor(learned, device=self.embed_tokens.weight.device)  # fp32
+        self.learned = nn.Parameter(numbers) if learned else None
 
     def projections(self) -> list[ConditionalLinear]:
         """All that LoRA can adapt: q, k, v and o of every layer."""
         return [module for module in self.modules() if isinstance(module, ConditionalLinear)]
 
     def adapter_state(self) -> dict[str, Tensor]:
-        """The trainable tensors by name: layers.L.self_attn.X_proj.lora_A and lora_B, and comp_embeddings."""
-        return {name: p for name, p in self.named_parameters() if "lora_" in name or name == "comp_embeddings"}
+        """The trainable tensors by name: layers.L.self_attn.X_proj.lora_A and lora_B, comp_embeddings, and learned."""
+        return {name: p for name, p in self.named_parameters() if is_adapter(name)}
 
     def forward(self, tokens: Tensor, positions: Tensor, view=None, comp=None, gate=None, rows=None) -> Tensor:
         """Logits, in the dtype of the model.

@@ -53,7 +53,7 @@ class Session:
     """
 
     def __init__(self, model: Transformer, method: Method, n: int, adapted: bool = True):
-        self.model, self.method, self.n, self.adapted = model, method, n, adapted
+        self.model, self.method, self.n, self.adapted = model, method.of(model), n, adapted
         weight = model.embed_tokens.weight
         self.device = weight.device
         self.memory = Memory.empty(model.config, weight.dtype, weight.device)

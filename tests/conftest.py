@@ -15,9 +15,11 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from minccm.config import LlamaConfig  # noqa: E402
+from minccm.methods import get_method  # noqa: E402
 from minccm.model import Transformer  # noqa: E402
 
 torch.set_num_threads(1)
+EXAMPLES = [get_method(str(path)).name for path in sorted((ROOT / "examples").glob("*.py"))]  # METHODS has them, too
 
 
 def oracle(part: str) -> Path:
@@ -27,13 +29,13 @@ def oracle(part: str) -> Path:
     return next((folder / part for folder in folders if (folder / part).is_dir()), folders[0] / part)
 
 
-def random_model(n: int, dtype=torch.float64, seed: int = 0, adapter: bool = True) -> Transformer:
+def random_model(n: int, dtype=torch.float64, seed: int = 0, adapter: bool = True, learned=()) -> Transformer:
     """Two layers of width 16, with an adapter whose B is not zero."""
     torch.manual_seed(seed)
     config = LlamaConfig(vocab_size=40, dim=16, ffn_dim=24, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=4)
     model = Transformer(config).eval()
     if adapter:
-        model.add_adapter(n, r=2, alpha=4, dropout=0.0)
+        model.add_adapter(n, r=2, alpha=4, dropout=0.0, learned=learned)
         for tensor in model.adapter_state().values():
             torch.nn.init.normal_(tensor, std=0.5)
     return model.to(dtype)

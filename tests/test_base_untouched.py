@@ -20,9 +20,9 @@ def test_first_context_is_read_by_the_base(name, context, input, target):
     """In the parallel pass, the text of the first context, which sees no COMP token, is read as by the bare model."""
     method, n = get_method(name), 2
     batch = collate([[lay_out(method, n, 40, [context], input, target)]])
-    adapted = random_model(n, torch.float32)
+    adapted = random_model(n, torch.float32, learned=method.learned)
     got = adapted(batch.tokens, batch.positions, Parallel(method, batch, torch.float32), batch.comp, batch.comp)
-    bare = random_model(n, torch.float32)
+    bare = random_model(n, torch.float32, learned=method.learned)
     bare.load_state_dict(adapted.state_dict())
     bare.comp_embeddings.data.zero_()
     expected = bare(batch.tokens, batch.positions, Parallel(method, batch, torch.float32), batch.comp, None)
@@ -34,7 +34,7 @@ def test_first_context_is_read_by_the_base(name, context, input, target):
 @given(st.sampled_from(conditional), texts)
 def test_text_alone(name, text):
     """A session with an adapter and an empty memory answers as the bare model does."""
-    with_adapter = random_model(2, torch.float32)
+    with_adapter = random_model(2, torch.float32, learned=get_method(name).learned)
     without = random_model(2, torch.float32, adapter=False)
     expected = Session(without, get_method(name), 2, adapted=False).logits(text)
     assert torch.equal(Session(with_adapter, get_method(name), 2).logits(text), expected)

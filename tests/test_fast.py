@@ -8,12 +8,13 @@ from hypothesis import strategies as st
 from minccm.fast import Conversations
 from minccm.methods import METHODS, PAD, get_method
 from minccm.online import Session
-from tests.conftest import random_model
+from tests.conftest import ROOT, random_model
 
+EXAMPLES = sorted(map(str, (ROOT / "examples").glob("*.py")))
 texts = st.lists(st.integers(3, 39), min_size=1, max_size=9)
 turns = st.one_of(st.none(), texts)
 talks = st.lists(st.lists(turns, min_size=0, max_size=5), min_size=1, max_size=3)
-methods = st.builds(get_method, st.sampled_from(sorted(METHODS)), st.booleans())
+methods = st.builds(get_method, st.sampled_from([*sorted(METHODS), *EXAMPLES]), st.booleans())
 
 
 def memory_of(batch, i):
@@ -27,7 +28,7 @@ def memory_of(batch, i):
 @given(methods, st.integers(1, 4), talks, texts, texts)
 def test_a_batch_is_each_alone(method, n, talks, input, other):
     """For every method, with conversations at different time steps: logits after the memory, and the memory itself."""
-    model = random_model(n)
+    model = random_model(n, learned=method.learned)
     sessions = [Session(model, method, n) for _ in talks]
     batch = Conversations(model, method, n, len(talks), pairs=60, turn=9, output=4)
     for turn in range(max(map(len, talks))):

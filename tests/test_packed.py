@@ -18,6 +18,7 @@ from tests.conftest import ROOT, random_model
 from tests.test_training import losses, micro, train  # noqa: F401  (micro is a fixture)
 
 tokens = st.integers(3, 39)
+EXAMPLES = sorted(map(str, (ROOT / "examples").glob("*.py")))
 texts = st.lists(tokens, min_size=1, max_size=6)
 samples = st.tuples(st.lists(st.lists(tokens, max_size=20), min_size=1, max_size=8), texts, texts)
 
@@ -54,13 +55,13 @@ def gradients(model, method, n, batches, count):
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(
-    st.builds(get_method, st.sampled_from(sorted(METHODS)), st.booleans()),
+    st.builds(get_method, st.sampled_from([*sorted(METHODS), *EXAMPLES]), st.booleans()),
     st.integers(1, 4),
     st.lists(samples, min_size=1, max_size=6),
 )
 def test_packed_is_padded(method, n, batch):
     """Rows of one shape, weights joined, blocks checkpointed: loss and gradients of one sample a row, within 1e-9."""
-    model = random_model(n)
+    model = random_model(n, learned=method.learned)
     layouts = [lay_out(method, n, 40, *sample) for sample in batch]
     expected = gradients(model, method, n, [collate([[layout] for layout in layouts])], len(batch))
     rows = pack([len(layout.tokens) for layout in layouts], 200, 32)

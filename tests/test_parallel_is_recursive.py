@@ -40,7 +40,7 @@ def parallel_logits(model, method, n, rows):
 @given(methods, st.integers(1, 8), batches, st.booleans())
 def test_logits(method, n, batch, packed):
     """In float64 within 1e-9, for every method, with and without sink, packed in one row or padded in many."""
-    model = random_model(n)
+    model = random_model(n, learned=method.learned)
     rows = [batch] if packed else [[sample] for sample in batch]
     for (contexts, input, target), logits in zip(batch, parallel_logits(model, method, n, rows)):
         expected = recursive_logits(model, method, n, contexts, input + target)[-len(target) - 1 : -1]
@@ -54,7 +54,7 @@ def test_gradients(method, n, sample):
     contexts, input, target = sample
     labels, gradients = torch.tensor(target), []
     for recursive in (False, True):
-        model = random_model(n)
+        model = random_model(n, learned=method.learned)
         if recursive:
             logits = recursive_logits(model, method, n, contexts, input + target)[-len(target) - 1 : -1]
         else:
@@ -72,7 +72,7 @@ def test_gradients(method, n, sample):
 @given(methods, st.integers(1, 4), batches)
 def test_packing_changes_nothing(method, n, batch):
     """A sample's logits are the same alone, padded in a batch, and packed among others."""
-    model = random_model(n)
+    model = random_model(n, learned=method.learned)
     alone = [parallel_logits(model, method, n, [[sample]])[0] for sample in batch]
     padded = parallel_logits(model, method, n, [[sample] for sample in batch])
     packed = parallel_logits(model, method, n, [batch[:1], batch[1:]] if batch[1:] else [batch])
@@ -86,7 +86,7 @@ def test_packing_changes_nothing(method, n, batch):
 def test_memory_holds_what_is_seen(method, n, sample):
     """Online, the memory has as many KV pairs as the parallel pass lets the last step see: nothing more is kept."""
     contexts = [sum(sample[0], [])] if method.comp == "end" else sample[0]
-    session = Session(random_model(n), method, n)
+    session = Session(random_model(n, learned=method.learned), method, n)
     for context in contexts:
         session.read(context)
     layout = lay_out(method, n, 40, *sample)

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 import data
 from minccm.checkpoint import load_adapter, load_model, save_adapter, save_model
 from minccm.config import LlamaConfig
-from minccm.layout import lay_out, segments
+from minccm.layout import collate, lay_out, segments
+from minccm.mask import predict
 from minccm.methods import get_method
 from minccm.model import Transformer
 from minccm.tokenizer import Tokenizer
@@ -104,7 +105,10 @@ def test_step_two_starts_from_step_one(micro, tmp_path):
 
 
 def test_an_adapter_goes_on(micro, tmp_path):
-    """--adapter goes on from an adapter, step 1 included: with a learning rate of 0 it stays what it was."""
+    """--adapter goes on from an adapter, step 1 included: with a learning rate of 0 it stays what it was.
+
+    It may be that of another method, which then learns numbers of its own.
+    """
     train(micro, tmp_path / "step1", "--method", "full")
     train(micro, tmp_path / "one", "--init", tmp_path / "step1")
     train(micro, tmp_path / "two", "--adapter", tmp_path / "one", "--lr", "0")
@@ -112,6 +116,26 @@ def test_an_adapter_goes_on(micro, tmp_path):
     assert load_adapter(one, tmp_path / "one") == load_adapter(two, tmp_path / "two")
     theirs = two.state_dict()
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in one.state_dict().items())
+    train(micro, tmp_path / "three", "--adapter", tmp_path / "two", "--lr", "0", "--method", "examples/decay.py")
+    ours, theirs = (load_file(tmp_path / name / "adapter.safetensors") for name in ("two", "three"))
+    assert theirs.pop("learned").tolist() == list(get_method("decay").learned)
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+
+def test_a_wider_adapter_does_the_same(micro):
+    """With a larger rank the logits stay; more COMP tokens stand behind those there were."""
+    model, method = load_model(micro), get_method("ccm-concat")
+    model.add_adapter(n=2, r=4, dropout=0.0)
+    for projection in model.projections():
+        torch.nn.init.normal_(projection.lora_B)
+    batch = collate([[lay_out(method, 2, model.config.vocab_size, [[1, 7, 8], [9]], [5], [6, 2])]])
+    before, table = predict(model, method, batch)[0], model.comp_embeddings
+    model.widen_adapter(2, 6)
+    assert model.projections()[0].lora_A.shape[0] == 6
+    torch.testing.assert_close(predict(model, method, batch)[0], before)
+    model.widen_adapter(5, 6)
+    assert len(model.comp_embeddings) == 5 and torch.equal(model.comp_embeddings[:2], table)
+    assert set(model.adapter_state()) == {n for n, p in model.named_parameters() if p.requires_grad}
 
 
 def test_learning_begins_with_short_samples():
