@@ -150,6 +150,24 @@ def new_base(options, device) -> tuple[Transformer, Tokenizer]:
     return model.to(device), tokenizer
 
 
+def prepare_speed(model: Transformer, method: Method, options, device: torch.device) -> None:
+    """Settles how a step's samples become batches, options.pack, row_tokens and multiple, and compiles the blocks.
+
+    A large model on a GPU has its samples packed under FlexAttention's block mask, and is compiled for each length of
+    row, of which there are few. Elsewhere groups of like length are padded: a small model would wait for the compiler
+    longer than it computes, a CPU has no such backward pass, and full context needs no mask.
+    """
+    large = device.type == "cuda" and sum(p.numel() for p in model.parameters()) > 5e8
+    options.pack = large and method.name != "full"
+    rows = row_tokens_for(model, options) if large else 2048 if device.type == "cpu" else 65536
+    options.row_tokens = options.row_tokens or rows
+    options.multiple = max(128, options.row_tokens // 16 // 128 * 128)
+    torch._dynamo.config.recompile_limit = 64
+    if large if options.compile is None else options.compile:
+        for block in model.layers:
+            block.compile(dynamic=not options.pack)
+
+
 def row_tokens_for(model: Transformer, options) -> int:
     """How many tokens a forward and backward pass may have, by the memory that is free on the GPU; a power of two."""
     config, nbytes = model.config, model.embed_tokens.weight.element_size()
@@ -157,8 +175,7 @@ def row_tokens_for(model: Transformer, options) -> int:
     block = nbytes * (2 * config.dim + heads * config.head_dim + 2 * config.ffn_dim)  # kept of a token
     kept = config.n_layers * config.dim * nbytes + block if options.checkpoint else config.n_layers * block
     kept += 4 * nbytes * config.vocab_size if options.text_weight else 0
-    free = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else 2**32
-    return min(65536, max(2048, 2 ** int(math.log2(0.6 * free / kept))))
+    return min(65536, max(2048, 2 ** int(math.log2(0.6 * torch.cuda.mem_get_info()[0] / kept))))
 
 
 def main():
@@ -211,16 +228,7 @@ def main():
         ranks.shard(model, device)
     elif not options.pretrain:
         model.join_weights()
-    # On a GPU samples are packed under FlexAttention's block mask. On a CPU that has no backward pass, and full context
-    # needs no mask: there groups of like length are padded.
-    options.pack = device.type == "cuda" and method.name != "full" and model.config.head_dim >= 16
-    options.row_tokens = options.row_tokens or (2048 if device.type == "cpu" else row_tokens_for(model, options))
-    options.multiple = max(128, options.row_tokens // 64 // 128 * 128)
-    large = sum(p.numel() for p in model.parameters()) > 5e8
-    if options.compile or (options.compile is None and device.type == "cuda" and large):
-        torch._dynamo.config.recompile_limit = 64  # one for each length of row, of which there are few
-        for block in model.layers:
-            block.compile(dynamic=not options.pack)
+    prepare_speed(model, method, options, device)
     if device.type == "cuda":
         torch.set_num_threads(1)  # the cores are for those who make the samples
     else:

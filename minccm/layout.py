@@ -151,16 +151,17 @@ class Batch:
 def collate(rows: list[list[Layout]], multiple: int = 1) -> Batch:
     """A batch whose row i packs the samples rows[i]. The number of tokens is padded to a multiple of `multiple`.
 
-    Where that is above 1 the other sizes are rounded up, too, so that there are few shapes, and G * M to 128.
+    Where that is above 1 the other sizes are rounded up, too, G, M and S to powers of two: what is compiled for each shape
+    is to meet few.
     """
-    some, few = (16, 8) if multiple > 1 else (1, 1)
     tokens, positions, labels, weights, data = (_stack(field, multiple) for field in zip(*map(_pack, rows)))
     samples = [row[row[:, 0] == i] for row, packed in zip(data, rows) for i in range(len(packed))]
-    n_samples = _up(max(map(len, rows)), few)
-    n_slots = _up(max(len(layout.slots) for row in rows for layout in row), some)
+    round_up = _power if multiple > 1 else lambda count, least: count
+    n_samples = round_up(max(map(len, rows)), 8)
+    n_slots = round_up(max(len(layout.slots) for row in rows for layout in row), 16)
     slots = torch.from_numpy(columns(sample=-1, kind=PAD)).repeat(len(rows), n_samples, n_slots, 1)
     pad = data.shape[1] - 1
-    n_sources = _up(max(int((sample[:, 3] >= 0).sum()) for sample in samples), some) if n_slots else 0
+    n_sources = round_up(max(int((sample[:, 3] >= 0).sum()) for sample in samples), 16) if n_slots else 0
     sources = torch.full((len(rows), n_samples, n_sources), pad)
     comp = [(row[:, 1] == COMP).nonzero()[:, 0] for row in data]
     comp_places = torch.full((len(rows), _up(max(map(len, comp)), multiple)), pad)
@@ -212,6 +213,11 @@ def pack(lengths: list[int], budget: int, multiple: int = 128) -> list[list[int]
 
 def _up(count: int, multiple: int) -> int:
     return -(-count // multiple) * multiple
+
+
+def _power(count: int, least: int) -> int:
+    """A power of two, from `least` on; or 0."""
+    return max(least, 1 << (count - 1).bit_length()) if count else 0
 
 
 def _shift(sample: int, start: int) -> Tensor:

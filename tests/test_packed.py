@@ -1,6 +1,7 @@
 """What is fast in training changes no number: packed rows, joined weights, checkpoints, many processes."""
 
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -39,6 +40,20 @@ def test_rows_of_like_samples_are_full():
     lengths = [979 - i % 7 for i in range(128)]
     rows = [sum(lengths[i] for i in row) for row in pack(lengths, 16384, 512)]
     assert len(rows) * (-(-(max(rows) + 1) // 512) * 512) < 1.05 * sum(lengths)
+
+
+def test_steps_have_few_shapes():
+    """Of 40 steps of 128 dialogues of many lengths, few differ in any shape: what is compiled for each is soon there."""
+    draw, shapes = random.Random(0), set()
+    for _ in range(40):
+        layouts = []
+        for _ in range(128):
+            contexts = [[5] * draw.randint(3, 25) for _ in range(draw.randint(3, 16))]
+            layouts.append(lay_out(get_method("ccm-merge"), 4, 40, contexts, [6] * 9, [7] * draw.randint(2, 20)))
+        rows = pack([len(layout.tokens) for layout in layouts], 8192, 512)
+        batch = collate([[layouts[i] for i in row] for row in rows], 512).split()[0]
+        shapes.add((batch.tokens.shape, batch.slots.data.shape, batch.sources.shape, batch.comp.shape))
+    assert len(shapes) <= 4
 
 
 def gradients(model, method, n, batches, count):
