@@ -151,8 +151,8 @@ class Batch:
 def collate(rows: list[list[Layout]], multiple: int = 1) -> Batch:
     """A batch whose row i packs the samples rows[i]. The number of tokens is padded to a multiple of `multiple`.
 
-    Where that is above 1 the other sizes are rounded up, too, G, M and S to powers of two: what is compiled for each shape
-    is to meet few.
+    Where that is above 1 the other sizes are rounded up, too, G, M and S to powers of two: what is compiled for each
+    shape is to meet few.
     """
     tokens, positions, labels, weights, data = (_stack(field, multiple) for field in zip(*map(_pack, rows)))
     samples = [row[row[:, 0] == i] for row, packed in zip(data, rows) for i in range(len(packed))]

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from minccm.layout import Batch
-from minccm.lora import Rows, lora_gate
+from minccm.lora import lora_gate
 from minccm.methods import Columns, Method, merge_weights, visible
 
 
@@ -98,11 +98,10 @@ class Parallel:
         keys = Columns(torch.cat([batch.columns.data, batch.slots.data], 1))  # (B, N + G * M, 7)
         self.sources = self.flex = None
         if batch.slots.data.shape[1]:
-            shape = batch.sources.shape[:2]  # (B, G)
-            rows = torch.arange(shape[0], device=batch.sources.device)[:, None, None]
-            self.sources = (batch.sources + rows * batch.tokens.shape[1]).flatten()  # (B * G * S,)
+            samples, self.sources = batch.sources.shape[1], batch.sources.flatten(1)  # (B, G * S)
+            rows = torch.arange(len(batch.tokens), device=batch.sources.device)[:, None, None]
             columns = Columns(batch.columns.data[rows, batch.sources])  # (B, G, S, 7)
-            self.pool = pool_matrix(method, Columns(batch.slots.data.unflatten(1, (shape[1], -1))), columns).to(dtype)
+            self.pool = pool_matrix(method, Columns(batch.slots.data.unflatten(1, (samples, -1))), columns).to(dtype)
         if flex:
             self.flex = block_mask(method, batch.columns, keys)
         else:
@@ -115,10 +114,12 @@ class Parallel:
         return self._pooled(keys), self._pooled(values)
 
     def _pooled(self, x: Tensor) -> Tensor:
-        rows = Rows.apply(x.transpose(1, 2).flatten(0, 1), self.sources)  # (B * G * S, H, head_dim)
-        batch, samples, _, sources = self.pool.shape
-        slots = self.pool @ rows.view(batch, samples, sources, -1)  # P is a block of (M, S) for each sample
-        return torch.cat([x, slots.view(batch, -1, *rows.shape[1:]).transpose(1, 2)], 2)
+        if len(x) == 1:  # a packed row
+            rows = x.index_select(2, self.sources[0])  # (B, H, G * S, head_dim)
+        else:
+            rows = x.gather(2, self.sources[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
+        slots = self.pool[:, None] @ rows.unflatten(2, (self.pool.shape[1], -1))  # P has a block for each sample
+        return torch.cat([x, slots.flatten(2, 3)], 2)
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         gqa = queries.shape[1] != keys.shape[1]

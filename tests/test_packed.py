@@ -43,7 +43,7 @@ def test_rows_of_like_samples_are_full():
 
 
 def test_steps_have_few_shapes():
-    """Of 40 steps of 128 dialogues of many lengths, few differ in any shape: what is compiled for each is soon there."""
+    """40 steps of 128 dialogues of many lengths have few shapes: what is compiled for each is soon there."""
     draw, shapes = random.Random(0), set()
     for _ in range(40):
         layouts = []
