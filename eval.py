@@ -8,6 +8,7 @@
     python eval.py --show attention               # or mask, memory: measure/inside.py
     python eval.py --costs                        # time, memory and FLOP by length of context: measure/costs.py
     python eval.py --method-picture method.png    # the method over time
+    python eval.py --bench all --model random:7b  # speed, beside the machine's own limits
 
 Perplexity is over the target's tokens without EOS. Recall is the share of answers of which every token is the likeliest
 one, given the true target before it. Accuracy takes the option of the highest log-likelihood: by the sum over its
@@ -304,8 +305,9 @@ def main():
     add("--tokens", type=int, default=None, help="--stream: only so many tokens of the file")
     add("--token-by-token", type=int, default=0, help="--stream: read so many tokens one by one as well, to compare")
     add("--method-picture", type=Path, default=None, help="draw how the method works there, and do nothing else")
+    add("--bench", choices=["train", "decode", "serve", "all"], help="measure speed, and do nothing else")
     options = parser.parse_args()
-    for name in ("stability", "stream", "costs", "show"):
+    for name in ("stability", "stream", "costs", "show", "bench"):
         if vars(options)[name]:
             return importlib.import_module(f"measure.{name if name != 'show' else 'inside'}").main(options)
     if options.masks or options.method_picture:

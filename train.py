@@ -4,6 +4,7 @@
     python train.py --data dialog --method full --out runs/step1        # step 1, then step 2 from it:
     python train.py --data dialog --method ccm-merge --init runs/step1
     python train.py --pretrain --data dialog,icl,persona --out runs/base --steps 2000
+    torchrun --nproc-per-node 8 train.py --model DIR --data dialog      # on 8 GPUs
 
 Step 2 in one line: lay out c(1) COMP ... c(T) COMP I O, one forward pass under the mask, cross-entropy on O, and
 gradients for nothing but the conditional LoRA and the COMP embeddings (paper: algorithm 1).
@@ -15,6 +16,7 @@ import math
 import os
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -25,12 +27,12 @@ from tqdm import tqdm
 
 import data
 from eval import BASELINES, BY_TURNS, TIME_STEPS, Run, close_gaps, evaluate, show
-from minccm import cli
+from minccm import cli, ranks
 from minccm.checkpoint import load_adapter, load_model, save_adapter, save_model
 from minccm.config import LlamaConfig
 from minccm.distill import divergence
 from minccm.files import make_folder, write_text, write_whole
-from minccm.layout import Batch, check_length, collate, group, lay_out, segments
+from minccm.layout import Batch, check_length, collate, group, lay_out, pack, segments
 from minccm.mask import predict
 from minccm.methods import Method, get_method
 from minccm.model import Transformer
@@ -56,13 +58,16 @@ def arguments():
     add("--alpha", type=float, default=64, help="scale of LoRA: alpha / r")
     add("--dropout", type=float, default=0.0, help="of LoRA's input")
     add("--text-weight", type=float, default=None, help="loss weight of other text; by default 0.01, --pretrain 0.03")
-    add("--row-tokens", type=int, default=None, help="tokens of one forward pass; by default 2048, on a GPU 65536")
+    add("--row-tokens", type=int, default=None, help="tokens of one forward pass; 2048, on a GPU what its memory holds")
     add("--adapter", default=None, help="go on from this one; a larger --n or --r widens it")
     add("--recurrent", action="store_true", help="backpropagate through time, step by step: to compare, it is slower")
     add("--distill", type=float, default=0.0, help="weight of KL from the full-context model's predictions of targets")
     add("--validate", type=int, default=0, help="validation samples that tell which checkpoint to keep; 0: the last")
     add("--patience", type=int, default=0, help="stop after so many checkpoints no better than the best; 0: never")
-    add("--compile", action="store_true", help="compile the blocks with torch.compile: slower to start, then faster")
+    bools = argparse.BooleanOptionalAction
+    add("--compile", action=bools, help="compile the blocks: slower to start, then faster; for large models on a GPU")
+    add("--checkpoint", action="store_true", help="keep little for the backward pass, compute it again: small memory")
+    add("--shard", action="store_true", help="under torchrun: spread a base that does not fit one GPU over all (FSDP2)")
     add("--resume", action="store_true", help="go on from the checkpoint in the output folder")
     add("--save-every", type=int, default=100, help="steps between checkpoints")
     add("--eval-samples", type=int, default=100, help="test samples a time step in the final table; 0 for no table")
@@ -102,7 +107,7 @@ class Steps(Dataset):
         grown = (step + 1) / max(1, self.options.grow * self.options.steps)
         # Short samples first: what is close is learned many times faster than what is far, and carries over.
         longest = None if grown >= 1 else 2 + int(28 * grown**5)
-        for index in range(step * self.options.batch, (step + 1) * self.options.batch):
+        for index in range(step * self.options.batch + ranks.RANK, (step + 1) * self.options.batch, ranks.COUNT):
             sample = self.source(index, self.method.contexts or longest)
             contexts, input, target = segments(self.tokenizer, sample, self.method.reads)
             while sample.get("separator") == "" and len(sum(contexts, input + target)) > self.config.max_positions:
@@ -113,8 +118,11 @@ class Steps(Dataset):
             layout = lay_out(self.method, self.n, vocab_size, contexts, input, target, weight, answered)
             check_length(layout, self.config.max_positions)
             layouts.append(layout)
-        groups = group([len(layout.tokens) for layout in layouts], self.options.row_tokens)
-        return [collate([[layouts[i]] for i in indices]) for indices in groups]
+        lengths = [len(layout.tokens) for layout in layouts]
+        if self.options.pack:
+            rows = [[layouts[i] for i in row] for row in pack(lengths, self.options.row_tokens, self.options.multiple)]
+            return collate(rows, self.options.multiple).split()
+        return [collate([[layouts[i]] for i in indices]) for indices in group(lengths, self.options.row_tokens)]
 
 
 def answer_lengths(tokenizer: Tokenizer, sample: dict, contexts: list[list[int]]) -> list[int]:
@@ -166,11 +174,45 @@ def new_base(options, device) -> tuple[Transformer, Tokenizer]:
     return model.to(device), tokenizer
 
 
+def prepare_speed(model: Transformer, method: Method, options, device: torch.device) -> None:
+    """Settles how a step's samples become batches, options.pack, row_tokens and multiple, and compiles the blocks.
+
+    A large model on a GPU has its samples packed under FlexAttention's block mask, and is compiled for each length of
+    row, of which there are few. Elsewhere groups of like length are padded: a small model would wait for the compiler
+    longer than it computes, a CPU has no such backward pass, and full context needs no mask.
+    """
+    large = device.type == "cuda" and sum(p.numel() for p in model.parameters()) > 5e8
+    options.pack = large and method.name != "full" and not options.recurrent
+    rows = row_tokens_for(model, options) if large else 2048 if device.type == "cpu" else 65536
+    options.row_tokens = options.row_tokens or rows
+    options.multiple = max(128, options.row_tokens // 16 // 128 * 128)
+    torch._dynamo.config.recompile_limit = 64
+    if large if options.compile is None else options.compile:
+        for block in model.layers:
+            block.compile(dynamic=not options.pack)
+
+
+def row_tokens_for(model: Transformer, options) -> int:
+    """How many tokens a forward and backward pass may have, by the memory that is free on the GPU; a power of two."""
+    config, nbytes = model.config, model.embed_tokens.weight.element_size()
+    heads = 2 * config.n_heads + 2 * config.n_kv_heads  # queries, output, keys, values
+    block = nbytes * (2 * config.dim + heads * config.head_dim + 2 * config.ffn_dim)  # kept of a token
+    kept = config.n_layers * config.dim * nbytes + block if options.checkpoint else config.n_layers * block
+    kept += 4 * nbytes * config.vocab_size if options.text_weight else 0
+    return min(65536, max(2048, 2 ** int(math.log2(0.6 * torch.cuda.mem_get_info()[0] / kept))))
+
+
 def main():
     options = arguments()
+    ranks.start()
     device, dtype = cli.device_and_dtype(options)
+    if options.batch < ranks.COUNT:
+        raise ValueError(f"--batch {options.batch} leaves some of {ranks.COUNT} processes without a sample")
+    if (options.pretrain and ranks.COUNT > 1) or (options.shard and ranks.COUNT == 1):
+        raise ValueError("torchrun is for adapters, whose base --shard spreads over its processes")
+    if options.validate and ranks.COUNT > 1:
+        raise ValueError("--validate is for a single process")
     options.grow = (1.6 if device.type == "cpu" else 0.5) if options.grow is None else options.grow
-    options.row_tokens = options.row_tokens or (2048 if device.type == "cpu" else 65536)
     method = get_method(options.method, options.sink)
     if options.n is None and not options.adapter:
         options.n = 8 if method.rate and method.comp else 2
@@ -186,7 +228,7 @@ def main():
         model, tokenizer = new_base(options, device)
         trained = dict(model.named_parameters())
     else:
-        model, tokenizer = cli.open_base(options.model, options.init, device, dtype)
+        model, tokenizer = cli.open_base(options.model, options.init, "cpu" if options.shard else device, dtype)
         step1 = options.init
         if options.adapter:
             found, n = load_adapter(model, options.adapter)
@@ -203,13 +245,16 @@ def main():
             step1 = step1 or Path(options.adapter) / "init"
         else:
             model.add_adapter(options.n, options.r, options.alpha, options.dropout, method.learned)
-        if step1 and Path(step1).is_dir() and Path(step1).resolve() != (out / "init").resolve():
+        if ranks.MAIN and step1 and Path(step1).is_dir() and Path(step1).resolve() != (out / "init").resolve():
             shutil.copytree(step1, out / "init", dirs_exist_ok=True)
         trained = model.adapter_state()
     model.train()
-    if options.compile:
-        for block in model.layers:
-            block.compile(dynamic=True)
+    model.checkpoint = options.checkpoint
+    if options.shard:
+        ranks.shard(model, device)
+    elif not options.pretrain:
+        model.join_weights()
+    prepare_speed(model, method, options, device)
     if device.type == "cuda":
         torch.set_num_threads(1)  # the cores are for those who make the samples
     else:
@@ -219,14 +264,15 @@ def main():
 
     kept = {"loss": math.inf, "stale": 0}  # of the checkpoint that is kept, and how many came after it
     first = resume(out, options, trained, optimizer, kept) if options.resume else 0
-    log = open(out / "log.jsonl", "a" if first else "w", buffering=1)
+    torch.manual_seed(options.seed + ranks.RANK + first) if ranks.RANK else None  # what is dropped differs
+    log = open(out / "log.jsonl" if ranks.MAIN else os.devnull, "a" if first else "w", buffering=1)
     steps = Steps(source, tokenizer, model.config, method, options.n, options)
     held_out = held_out_batches(tokenizer, model.config, method, options) if options.validate else []
-    workers = 0 if device.type == "cpu" else max(1, min(16, os.cpu_count()) - 2)
+    workers = 0 if device.type == "cpu" else max(1, (min(16, os.cpu_count()) - 2) // ranks.COUNT)
     # the loader must not draw from the generator that dropout draws from, or a resumed run would differ
     order, apart = range(first, options.steps), torch.Generator()
     loader = DataLoader(steps, batch_size=None, sampler=order, num_workers=workers, generator=apart)
-    bar = tqdm(loader, total=options.steps, initial=first, unit="step", dynamic_ncols=True)
+    bar = tqdm(loader, total=options.steps, initial=first, unit="step", dynamic_ncols=True, disable=not ranks.MAIN)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=options.pretrain and device.type == "cuda")
 
     started = time.perf_counter()
@@ -235,19 +281,28 @@ def main():
         lr = options.lr * schedule(step, options.steps, options.warmup)
         for parameters in optimizer.param_groups:
             parameters["lr"] = lr
-        weight = sum(float(batch.weights.sum()) for batch in batches)  # of the whole step, however it is split
-        total = 0.0
+        weight = sum(float(batch.weights.sum()) for batch in batches)
+        weight = ranks.over_all(weight)  # of the whole step, however it is split
+        if options.shard:  # all have to take part in as many passes: some with nothing to learn
+            idle = replace(batches[-1], weights=torch.zeros_like(batches[-1].weights))
+            batches += [idle] * (int(ranks.over_all(len(batches), "MAX")) - len(batches))
+        total = torch.zeros((), device=device)
         for batch in batches:
             batch = batch.to(device)
             with autocast:
-                forward = predict_recurrent if options.recurrent else predict
-                logits, rows = forward(model, method, batch)  # (R, vocab_size)
+                if options.recurrent:
+                    logits, rows = predict_recurrent(model, method, batch)  # (R, vocab_size)
+                else:
+                    logits, rows = predict(model, method, batch, flex=options.pack)  # (R, vocab_size)
                 losses = F.cross_entropy(logits.float(), batch.labels.flatten()[rows], reduction="none")  # (R,)
                 loss = (losses * batch.weights.flatten()[rows]).sum() / weight
                 if options.distill:
-                    loss = loss + options.distill * divergence(model, method, batch, logits, rows) / weight
+                    loss = (
+                        loss + options.distill * divergence(model, method, batch, logits, rows, options.pack) / weight
+                    )
             loss.backward()
             total += loss.detach()
+        total = ranks.sum_gradients(list(trained.values()), total)
         norm = torch.nn.utils.clip_grad_norm_(trained.values(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -255,15 +310,15 @@ def main():
         total = float(total)
         if not math.isfinite(total):
             raise ValueError(f"the loss is {total} at step {step + 1}: try a smaller --lr")
-        speed = sum(batch.tokens.numel() for batch in batches) / (time.perf_counter() - began)
+        speed = ranks.COUNT * sum(batch.tokens.numel() for batch in batches) / (time.perf_counter() - began)
         entry = {"step": step + 1, "loss": total, "lr": lr, "norm": float(norm), "tokens_per_s": speed}
         checkpoint = (step + 1) % options.save_every == 0 or step + 1 == options.steps
         if checkpoint and held_out:
             with autocast:
-                entry["validation"] = held_out_loss(model, method, held_out)
+                entry["validation"] = held_out_loss(model, method, held_out, options.pack)
         log.write(json.dumps(entry | {"s": time.perf_counter() - started}) + "\n")
         bar.set_postfix_str(f"loss {total:.3f}, {speed:,.0f} tokens/s")
-        if checkpoint:
+        if checkpoint and ranks.MAIN:
             better = entry.get("validation", -math.inf) < kept["loss"]
             kept = {"loss": entry["validation"], "stale": 0} if better and held_out else kept
             kept["stale"] += not better
@@ -279,18 +334,24 @@ def main():
     bar.close()
 
     model.eval()
+    if not (ranks.MAIN or options.shard):
+        return ranks.end()
     if options.pretrain:
         if not held_out:
             save_model(out, model)
         model = load_model(out, device, dtype)  # as it was written, in bf16
         runs = BASELINES
     else:
-        for name, value in load_file(out / "adapter.safetensors").items():  # the one that was kept
-            trained[name].data.copy_(value)
+        if held_out:  # the one that was kept
+            for name, value in load_file(out / "adapter.safetensors").items():
+                trained[name].data.copy_(value)
         label = "full, trained" if method.name == "full" else method.name
         runs = BASELINES + [Run(method, options.n, label=label)]
     if options.eval_samples:
         report(options, model, tokenizer, runs)
+    ranks.end()
+    if not ranks.MAIN:
+        return
     base = "" if options.model == str(cli.TINY) else f" --model {options.model}"
     if options.pretrain:
         print(f"next: python train.py --model {out} --data {options.data}")
@@ -307,12 +368,12 @@ def held_out_batches(tokenizer: Tokenizer, config: LlamaConfig, method: Method, 
 
 
 @torch.no_grad()
-def held_out_loss(model: Transformer, method: Method, batches: list[Batch]) -> float:
+def held_out_loss(model: Transformer, method: Method, batches: list[Batch], flex: bool) -> float:
     """Cross-entropy of the targets in nats a token, EOS included, without dropout."""
     model.eval()
     total = count = 0.0
     for batch in batches:
-        logits, rows = predict(model, method, batch := batch.to(model.embed_tokens.weight.device))
+        logits, rows = predict(model, method, batch := batch.to(model.embed_tokens.weight.device), flex)
         total += float(F.cross_entropy(logits.float(), batch.labels.flatten()[rows], reduction="sum"))
         count += len(rows)
     model.train()
@@ -352,8 +413,9 @@ def resume(out: Path, options, trained: dict, optimizer, kept: dict) -> int:
     torch.set_rng_state(state["rng"])
     if "cuda_rng" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda_rng"])
-    lines = (out / "log.jsonl").read_text().splitlines()[: state["step"]]
-    write_text(out / "log.jsonl", "".join(line + "\n" for line in lines))
+    if ranks.MAIN:
+        lines = (out / "log.jsonl").read_text().splitlines()[: state["step"]]
+        write_text(out / "log.jsonl", "".join(line + "\n" for line in lines))
     return state["step"]
 
 
@@ -366,7 +428,8 @@ def report(options, model: Transformer, tokenizer: Tokenizer, runs: list[Run]) -
             limits = options.eval_samples, options.seed, options.row_tokens
             rows += evaluate(model, tokenizer, run, name, time_steps, *limits)
         close_gaps(rows)
-        show(rows)
+        if ranks.MAIN:
+            show(rows)
 
 
 if __name__ == "__main__":

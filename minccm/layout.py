@@ -4,7 +4,7 @@
 
 Text alone advances the position: COMP token j of a step stands at (text tokens so far) + j, and the text after it
 goes on from (text tokens so far). Samples may be packed into one row, one behind the other without padding; a row is
-padded only to the longest row of its batch.
+padded only to the longest row of its batch, or to one of a few lengths, so that nothing is compiled for each anew.
 """
 
 from dataclasses import dataclass
@@ -119,36 +119,66 @@ def check_length(layout: Layout, max_positions: int) -> None:
 
 @dataclass
 class Batch:
-    """B rows of N tokens and M slots, each row one or more samples and then padding."""
+    """B rows of N tokens: each row is up to G samples, one behind the other, and then padding.
+
+    Every row ends in padding, to which the padding of `comp_places` and `sources` points.
+    """
 
     tokens: Tensor  # int64 (B, N)
     positions: Tensor  # int64 (B, N)
     labels: Tensor  # int64 (B, N)
     weights: Tensor  # fp32 (B, N)
     columns: Columns  # (B, N, 7)
-    slots: Columns  # (B, M, 7)
-    comp: Tensor  # int64 (C,): rows of the flattened tokens that are COMP tokens
-    sources: Tensor  # int64 (B, S): places of the tokens that slots are made of
+    slots: Columns  # (B, G * M, 7): M slots a sample
+    comp_places: Tensor  # int64 (B, C): places of COMP tokens in their row
+    sources: Tensor  # int64 (B, G, S): places in their row of the tokens that a sample's slots are made of
     packed: bool  # does any row hold more than one sample?
+
+    @property
+    def comp(self) -> Tensor:
+        """int64 (B * C,): rows of the flattened tokens that are COMP tokens (or padding)."""
+        rows = torch.arange(len(self.tokens), device=self.tokens.device)[:, None]
+        return (self.comp_places + rows * self.tokens.shape[1]).flatten()
 
     def to(self, device) -> "Batch":
         """The same batch on a device."""
         moved = {name: value.to(device) for name, value in vars(self).items() if name != "packed"}
         return Batch(**moved, packed=self.packed)
 
+    def split(self) -> list["Batch"]:
+        """Each row as a batch of its own, all of the same shape."""
+        fields = {name: value for name, value in vars(self).items() if name != "packed"}
+        rows = range(len(self.tokens))
+        return [Batch(**{name: x[i : i + 1] for name, x in fields.items()}, packed=self.packed) for i in rows]
+
 
 def collate(rows: list[list[Layout]], multiple: int = 1) -> Batch:
-    """A batch whose row i packs the samples rows[i]. The number of tokens is padded to a multiple of `multiple`."""
-    tokens, positions, labels, weights, data, slots = (_stack(field, multiple) for field in zip(*map(_pack, rows)))
-    pools = [(row[:, 3] >= 0).nonzero()[:, 0] for row in data]  # columns of index >= 0 go into slots
-    longest = max(len(pool) for pool in pools) if slots.shape[1] else 0
-    sources = torch.full((len(rows), longest), data.shape[1] - 1)  # a row's last column is never pooled: it pads
-    for row, pool in zip(sources, pools):
-        row[: len(pool)] = pool[:longest]
-    comp = (data[..., 1] == COMP).flatten().nonzero()[:, 0]
-    return Batch(
-        tokens, positions, labels, weights, Columns(data), Columns(slots), comp, sources, any(row[1:] for row in rows)
-    )
+    """A batch whose row i packs the samples rows[i]. The number of tokens is padded to a multiple of `multiple`.
+
+    Where that is above 1 the other sizes are rounded up, too, G, M and S to powers of two: what is compiled for each
+    shape is to meet few.
+    """
+    tokens, positions, labels, weights, data = (_stack(field, multiple) for field in zip(*map(_pack, rows)))
+    samples = [row[row[:, 0] == i] for row, packed in zip(data, rows) for i in range(len(packed))]
+    round_up = _power if multiple > 1 else lambda count, least: count
+    n_samples = round_up(max(map(len, rows)), 8)
+    n_slots = round_up(max(len(layout.slots) for row in rows for layout in row), 16)
+    slots = torch.from_numpy(columns(sample=-1, kind=PAD)).repeat(len(rows), n_samples, n_slots, 1)
+    pad = data.shape[1] - 1
+    n_sources = round_up(max(int((sample[:, 3] >= 0).sum()) for sample in samples), 16) if n_slots else 0
+    sources = torch.full((len(rows), n_samples, n_sources), pad)
+    comp = [(row[:, 1] == COMP).nonzero()[:, 0] for row in data]
+    comp_places = torch.full((len(rows), _up(max(map(len, comp)), multiple)), pad)
+    for i, row in enumerate(rows):
+        comp_places[i, : len(comp[i])] = comp[i]
+        start = 0
+        for j, layout in enumerate(row if n_slots else []):
+            slots[i, j, : len(layout.slots)] = layout.slots + _shift(j, start)
+            pooled = (layout.columns[:, 3] >= 0).nonzero()[:, 0]  # columns of index >= 0 go into slots
+            sources[i, j, : len(pooled)] = pooled + start
+            start += len(layout.tokens)
+    slots, packed = Columns(slots.flatten(1, 2)), any(row[1:] for row in rows)
+    return Batch(tokens, positions, labels, weights, Columns(data), slots, comp_places, sources, packed)
 
 
 def group(lengths: list[int], budget: int) -> list[list[int]]:
@@ -162,19 +192,55 @@ def group(lengths: list[int], budget: int) -> list[list[int]]:
     return groups
 
 
+def pack(lengths: list[int], budget: int, multiple: int = 128) -> list[list[int]]:
+    """Indices of sequences in rows without padding, each of fewer than `budget` tokens (or one longer sequence).
+
+    As few rows as can be, about equally full, so that the longest, rounded up to `multiple`, wastes little of the
+    others: first fit, with the longest sequences first.
+    """
+    total, longest = sum(lengths), max(lengths)
+    capacity = _up(max(-(-total // max(1, -(-total // budget))), longest) + 1, multiple)  # a row ends in padding
+    while True:
+        rows, room = [], []
+        for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+            row = next((i for i, left in enumerate(room) if left >= lengths[index]), None)
+            if row is None:
+                row = len(rows)
+                rows.append([])
+                room.append(min(capacity, max(budget, longest + 1)) - 1)
+            rows[row].append(index)
+            room[row] -= lengths[index]
+        if capacity >= budget or len(rows) <= -(-total // budget):
+            return rows
+        capacity += multiple
+
+
+def _up(count: int, multiple: int) -> int:
+    return -(-count // multiple) * multiple
+
+
+def _power(count: int, least: int) -> int:
+    """A power of two, from `least` on; or 0."""
+    return max(least, 1 << (count - 1).bit_length()) if count else 0
+
+
+def _shift(sample: int, start: int) -> Tensor:
+    """What to add to the data of a sample's columns (C, 7) when it is sample number `sample` and begins at `start`."""
+    return torch.from_numpy(columns(sample=sample, kind=0, index=0, order=start))
+
+
 def _pack(row: list[Layout]) -> tuple[Tensor, ...]:
-    """One behind the other: tokens, positions, labels, weights, and columns and slots numbered by sample and place."""
+    """One behind the other: tokens, positions, labels, weights, and columns numbered by sample and place."""
     parts, start = [], 0
     for i, layout in enumerate(row):
-        shift = torch.from_numpy(columns(sample=i, kind=0, index=0, order=start))
-        parts.append(tuple(vars(layout).values())[:4] + (layout.columns + shift, layout.slots + shift))
+        parts.append((*tuple(vars(layout).values())[:4], layout.columns + _shift(i, start)))
         start += len(layout.tokens)
     return tuple(map(torch.cat, zip(*parts)))
 
 
 def _stack(rows: tuple[Tensor, ...], multiple: int) -> Tensor:
-    """Rows of unequal length as one tensor (B, longest, ...); padding is 0, or PAD columns."""
-    longest = -(-max(len(row) for row in rows) // multiple) * multiple
+    """Rows of unequal length as one tensor (B, N, ...), N above each of them; padding is 0, or PAD columns."""
+    longest = _up(max(len(row) for row in rows) + 1, multiple)
     pad = torch.from_numpy(columns(sample=-1, kind=PAD))
     out = torch.zeros(len(rows), longest, *rows[0].shape[1:], dtype=rows[0].dtype)
     out += pad if out.ndim == 3 else 0

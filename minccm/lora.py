@@ -4,7 +4,8 @@
 
 With any adapter the base model reads and writes text exactly as before; what trains is how COMP tokens listen (q, k),
 what they keep (v) and how they mix it (o). Instead of multiplying by m, the COMP rows are gathered, sent through two
-small products, and added back: text costs nothing.
+small products, and added back in place, forward and backward: text costs nothing, and W, being frozen, needs nothing
+kept of it.
 """
 
 import torch
@@ -18,6 +19,63 @@ ALL = True  # as `gate`: every token is adapted, which is plain LoRA (the paper'
 def lora_gate(comp: Tensor, conditional: bool, adapted: bool) -> Tensor | bool | None:
     """What LoRA acts on: the rows `comp` of COMP tokens, ALL tokens if it is plain, none if the adapter is left out."""
     return None if not adapted else comp if conditional else ALL
+
+
+class Rows(torch.autograd.Function):
+    """x[rows] of x (N, ...), for rows (R,) of which no two are the same, but for padding that no gradient comes from.
+
+    So its gradient is written, where autograd's own would be summed up in an order that changes from run to run.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, rows: Tensor) -> Tensor:
+        ctx.save_for_backward(rows)
+        ctx.shape = x.shape
+        return x.index_select(0, rows)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        (rows,) = ctx.saved_tensors
+        return gradient.new_zeros(ctx.shape).index_copy(0, rows, gradient), None
+
+
+class OnRows(torch.autograd.Function):
+    """x W^T, and on the rows `gate` alone + scale * (keep * x) A^T B^T; W is frozen.
+
+    x (N, in), weight (out, in), gate (R,) as in Rows; keep (R, in), the dropout's factors, or None. Several adapters of
+    one x may stand together: a (parts * r, in), and b (out, r), of which sizes tells how many rows are whose.
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, gate, keep, scale, sizes, a, b):
+        y, rows = F.linear(x, weight), x.index_select(0, gate)
+        ctx.save_for_backward(weight, gate, keep, rows, a, b)
+        ctx.scale, ctx.sizes = scale, sizes
+        low = _low(rows, keep, a)[1].chunk(len(sizes), 1)
+        update = torch.cat([F.linear(*part) for part in zip(low, b.split(sizes))], 1) * scale
+        return _added(y, gate, update)
+
+    @staticmethod
+    def backward(ctx, dy):
+        weight, gate, keep, rows, a, b = ctx.saved_tensors
+        rows, low = _low(rows, keep, a)
+        d_update = (dy.index_select(0, gate).to(a.dtype) * ctx.scale).split(ctx.sizes, 1)
+        d_low = torch.cat([part @ b_ for part, b_ in zip(d_update, b.split(ctx.sizes))], 1)  # (R, parts * r)
+        d_b = torch.cat([part.T @ low_ for part, low_ in zip(d_update, low.chunk(len(ctx.sizes), 1))])
+        d_rows = d_low @ a if keep is None else d_low @ a * keep
+        return _added(dy @ weight, gate, d_rows), None, None, None, None, None, d_low.T @ rows, d_b
+
+
+def _added(y: Tensor, rows: Tensor, update: Tensor) -> Tensor:
+    """y with an update added to some rows, in place; compiled code finds for itself that this can be in place."""
+    put = y.index_copy if torch.compiler.is_compiling() else y.index_copy_
+    return put(0, rows, y.index_select(0, rows) + update.to(y.dtype))
+
+
+def _low(rows: Tensor, keep: Tensor | None, a: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows of x after dropout, and their products with A (R, parts * r), in A's dtype."""
+    rows = rows.to(a.dtype) if keep is None else rows.to(a.dtype) * keep
+    return rows, F.linear(rows, a)
 
 
 class ConditionalLinear(nn.Linear):
@@ -49,16 +107,34 @@ class ConditionalLinear(nn.Linear):
 
         gate: int64 (C,), the rows of the flattened (B*N) tokens that LoRA acts on; ALL of them; or None, none of them.
         """
-        y = F.linear(x, self.weight)
-        if gate is None or self.lora_A is None:
-            return y
-        x = x if gate is ALL else x.flatten(0, 1)[gate]  # (C, in)
-        x = F.dropout(x.to(self.lora_A.dtype), self.dropout, self.training)
-        update = (F.linear(F.linear(x, self.lora_A), self.lora_B) * self.scale).to(y.dtype)
-        return y + update if gate is ALL else y.flatten(0, 1).index_add(0, gate, update).view_as(y)
+        if gate is ALL and self.lora_A is not None:
+            x32 = F.dropout(x.to(self.lora_A.dtype), self.dropout, self.training)
+            update = F.linear(F.linear(x32, self.lora_A), self.lora_B) * self.scale
+            return F.linear(x, self.weight) + update.to(x.dtype)
+        return project(x, gate, [self], self.weight)[0]
 
     @torch.no_grad()
     def merge_lora(self) -> None:
         """W <- W + (alpha / r) B A: plain LoRA becomes part of the base (the paper's step 1)."""
         self.weight.copy_(self.weight + self.scale * self.lora_B @ self.lora_A)  # added in fp32, rounded once
         self.lora_A = self.lora_B = None
+
+
+def project(
+    x: Tensor, gate: Tensor | bool | None, projections: list[ConditionalLinear], joint: Tensor | None
+) -> tuple[Tensor, ...]:
+    """The projections of one x (B, N, in), each (B, N, out).
+
+    joint: their weights one behind the other, for one product instead of several; None if they are not kept so.
+    """
+    if joint is None or (gate is ALL and projections[0].lora_A is not None):
+        return tuple(projection(x, gate) for projection in projections)
+    first, sizes = projections[0], [projection.weight.shape[0] for projection in projections]
+    if gate is None or first.lora_A is None:
+        return F.linear(x, joint).split(sizes, -1)
+    keep = None
+    if first.training and first.dropout:
+        keep = F.dropout(torch.ones(len(gate), x.shape[-1], dtype=first.lora_A.dtype, device=x.device), first.dropout)
+    a, b = (torch.cat([getattr(p, name) for p in projections]) for name in ("lora_A", "lora_B"))
+    y = OnRows.apply(x.flatten(0, 1), joint, gate, keep, first.scale, sizes, a, b)
+    return y.view(*x.shape[:2], -1).split(sizes, -1)

@@ -14,7 +14,7 @@ import functools
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from minccm.layout import Batch
 from minccm.lora import lora_gate
@@ -26,59 +26,107 @@ def dense_mask(method: Method, queries: Columns, keys: Columns) -> Tensor:
     return visible(method, queries[:, :, None], keys[:, None, :])
 
 
+BLOCK = 128  # FlexAttention skips blocks of BLOCK x BLOCK that nobody sees
+
+
+class At:
+    """The data of the column at [b, i], as Columns wants it; a field is read when it is asked for."""
+
+    def __init__(self, fields: list[Tensor], b: Tensor, i: Tensor):
+        self.fields, self.b, self.i = fields, b, i
+
+    def __getitem__(self, key: tuple) -> Tensor:
+        return self.fields[key[-1]][self.b, self.i]
+
+
 def block_mask(method: Method, queries: Columns, keys: Columns) -> BlockMask:
-    """The same for FlexAttention, which skips blocks of 128 x 128 that nobody sees."""
+    """The same for FlexAttention. The predicate is asked only where a block's samples and orders leave it open."""
+    n, total = queries.data.shape[1], keys.data.shape[1]
+    # int32 and field by field: a kernel asks the predicate for every pair of each block that is seen in part
+    of_q, of_k = ([field.contiguous() for field in x.data.int().unbind(-1)] for x in (queries, keys))
 
     def mask_mod(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return visible(method, queries[b, q], keys[b, k])
+        return visible(method, Columns(At(of_q, b, q)), Columns(At(of_k, b, k)))
 
-    batch, n = queries.data.shape[:2]
-    # not compiled: over [tokens; slots] the compiler takes minutes, plain evaluation takes milliseconds
-    return create_block_mask(mask_mod, batch, None, n, keys.data.shape[1], device=queries.data.device, _compile=False)
+    def blocks(x: Columns) -> Tensor:  # (B, C, 7) -> (B, C / BLOCK, BLOCK, 7), the last one filled up by copies
+        copies = x.data[:, -1:].expand(-1, -x.data.shape[1] % BLOCK, -1)
+        return torch.cat([x.data, copies], 1).unflatten(1, (-1, BLOCK)).int()
+
+    q, k = blocks(queries), blocks(keys)
+    (q_low, q_high), (k_low, k_high) = q.aminmax(dim=2), k.aminmax(dim=2)  # (B, blocks, 7): sample is 0, order 4
+    q_low, q_high, k_low, k_high = q_low[:, :, None], q_high[:, :, None], k_low[:, None], k_high[:, None]
+    open_ = (k_low[..., 0] <= q_high[..., 0]) & (k_high[..., 0] >= q_low[..., 0]) & (k_low[..., 4] <= q_high[..., 4])
+    some, all_ = torch.zeros_like(open_), torch.zeros_like(open_)  # bool (B, blocks of queries, blocks of keys)
+    for at in open_.nonzero().split(1024):  # which bounds the memory
+        b, i, j = at.unbind(1)
+        seen = visible(method, Columns(q[b, i])[:, :, None], Columns(k[b, j])[:, None])  # (1024, BLOCK, BLOCK)
+        some[b, i, j], all_[b, i, j] = seen.flatten(1).any(1), seen.flatten(1).all(1)
+    if n % BLOCK or total % BLOCK:  # at the edge a kernel needs the mask
+        all_[:] = False
+    partial, whole = (x[:, None].int() for x in (some & ~all_, all_))
+    # the numbers of the blocks that count, first; in order
+    numbers = [x.argsort(dim=-1, descending=True, stable=True).int() for x in (partial, whole)]
+    return BlockMask.from_kv_blocks(
+        partial.sum(-1, dtype=torch.int32),
+        numbers[0],
+        whole.sum(-1, dtype=torch.int32),
+        numbers[1],
+        BLOCK,
+        mask_mod,
+        (n, total),
+    )
 
 
 def pool_matrix(method: Method, slots: Columns, sources: Columns) -> Tensor:
-    """P, float64 (B, M, S): the weight in each slot (B, M, 7) of the keys and values of each source token (B, S, 7)."""
-    slots, across = slots[:, :, None], sources[:, None, :]
+    """P, float64 (..., M, S): the weight in each slot (..., M, 7) of the keys and values of each source (..., S, 7)."""
+    slots, across = Columns(slots.data.unsqueeze(-2)), Columns(sources.data.unsqueeze(-3))
     weights = merge_weights(method, int(slots.step.max()) + 1).to(slots.data.device)
     same = (slots.sample == across.sample) & (slots.index == across.index)
     index = slots.index if weights.shape[2] > 1 else 0
     weights = weights[slots.step, across.step.clamp(max=len(weights) - 1), index] * same
     # several tokens of one step and index (the parts of text of the compressive method) share its weight
-    twins = (sources[:, :, None].data[..., :4] == across.data[..., :4]).all(-1).sum(-1)  # sample, kind, step, index
-    return weights / twins[:, None, :]
+    alike = sources.step * (int(sources.index.max()) + 2) + sources.index + 1  # (..., S); all of one sample
+    counts = torch.zeros(*alike.shape[:-1], int(alike.max()) + 1, dtype=torch.int64, device=alike.device)
+    twins = counts.scatter_add(-1, alike, torch.ones_like(alike)).gather(-1, alike)
+    return weights / twins.unsqueeze(-2)
 
 
 class Parallel:
     """The view of a batch in training: [tokens; slots], under a dense mask or FlexAttention's block mask."""
 
     def __init__(self, method: Method, batch: Batch, dtype: torch.dtype, flex: bool = False):
-        keys = Columns(torch.cat([batch.columns.data, batch.slots.data], 1))  # (B, N + M, 7)
+        keys = Columns(torch.cat([batch.columns.data, batch.slots.data], 1))  # (B, N + G * M, 7)
         self.sources = self.flex = None
         if batch.slots.data.shape[1]:
-            self.sources = batch.sources  # (B, S)
-            columns = Columns(batch.columns.data.gather(1, batch.sources[..., None].expand(-1, -1, 7)))
-            self.pool = pool_matrix(method, batch.slots, columns).to(dtype)  # (B, M, S)
+            samples, self.sources = batch.sources.shape[1], batch.sources.flatten(1)  # (B, G * S)
+            rows = torch.arange(len(batch.tokens), device=batch.sources.device)[:, None, None]
+            columns = Columns(batch.columns.data[rows, batch.sources])  # (B, G, S, 7)
+            self.pool = pool_matrix(method, Columns(batch.slots.data.unflatten(1, (samples, -1))), columns).to(dtype)
         if flex:
             self.flex = block_mask(method, batch.columns, keys)
         else:
             self.mask = dense_mask(method, batch.columns, keys)[:, None]  # (B, 1, N, N + M)
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """keys and values (B, H, N, head_dim) -> (B, H, N + M, head_dim): [K; P K] and [V; P V]."""
+        """keys and values (B, H, N, head_dim) -> (B, H, N + G * M, head_dim): [K; P K] and [V; P V]."""
         if self.sources is None:
             return keys, values
         return self._pooled(keys), self._pooled(values)
 
     def _pooled(self, x: Tensor) -> Tensor:
-        index = self.sources[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3])
-        return torch.cat([x, self.pool[:, None] @ x.gather(2, index)], 2)  # (B, 1, M, S) @ (B, H, S, head_dim)
+        if len(x) == 1:  # a packed row
+            rows = x.index_select(2, self.sources[0])  # (B, H, G * S, head_dim)
+        else:
+            rows = x.gather(2, self.sources[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
+        slots = self.pool[:, None] @ rows.unflatten(2, (self.pool.shape[1], -1))  # P has a block for each sample
+        return torch.cat([x, slots.flatten(2, 3)], 2)
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """queries (B, heads, N, head_dim) over keys and values (B, H, N + M, head_dim) -> (B, heads, N, head_dim)."""
         gqa = queries.shape[1] != keys.shape[1]
         if self.flex is not None:
-            return _flex()(queries, keys, values, block_mask=self.flex, enable_gqa=gqa)
+            flex = flex_attention if torch.compiler.is_compiling() else _flex()
+            return flex(queries, keys, values, block_mask=self.flex, enable_gqa=gqa)
         return F.scaled_dot_product_attention(queries, keys, values, self.mask, enable_gqa=gqa)
 
 
@@ -87,13 +135,14 @@ def predict(model, method: Method, batch: Batch, flex: bool = False, adapted: bo
 
     flex: FlexAttention instead of a dense mask. adapted: False leaves the model's adapter out.
     """
-    method, rows = method.of(model), batch.weights.flatten().nonzero()[:, 0]
-    gate = lora_gate(batch.comp, method.conditional, adapted)
+    method, comp = method.of(model), batch.comp
+    rows = batch.weights.flatten().nonzero()[:, 0]
+    gate = lora_gate(comp, method.conditional, adapted)
     if method.name == "full" and not batch.packed:
         view = None  # plain causal attention, which needs no mask: padding stands behind the text
     else:
         view = Parallel(method, batch, model.embed_tokens.weight.dtype, flex)
-    return model(batch.tokens, batch.positions, view, batch.comp, gate, rows), rows
+    return model(batch.tokens, batch.positions, view, comp, gate, rows), rows
 
 
 @functools.cache

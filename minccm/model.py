@@ -11,9 +11,10 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from minccm.config import LlamaConfig
-from minccm.lora import ConditionalLinear
+from minccm.lora import ALL, ConditionalLinear, Rows, project
 
 
 class Causal:
@@ -81,17 +82,21 @@ class Attention(nn.Module):
         self.k_proj = ConditionalLinear(config.dim, config.n_kv_heads * config.head_dim)
         self.v_proj = ConditionalLinear(config.dim, config.n_kv_heads * config.head_dim)
         self.o_proj = ConditionalLinear(config.n_heads * config.head_dim, config.dim)
+        self.qkv: Tensor | None = None  # see Transformer.join_weights
 
-    def forward(self, x: Tensor, layer: int, cos: Tensor, sin: Tensor, view, gate) -> Tensor:
+    def forward(self, x: Tensor, layer: int, cos: Tensor, sin: Tensor, view, gate, rows=None) -> Tensor:
         def heads(y: Tensor) -> Tensor:  # (B, N, H * head_dim) -> (B, H, N, head_dim)
             return y.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
-        queries = rotate(heads(self.q_proj(x, gate)), cos, sin)
-        keys = rotate(heads(self.k_proj(x, gate)), cos, sin)  # rotated before they are stored or merged
-        values = heads(self.v_proj(x, gate))
+        queries, keys, values = map(heads, project(x, gate, [self.q_proj, self.k_proj, self.v_proj], self.qkv))
+        queries, keys = rotate(queries, cos, sin), rotate(keys, cos, sin)  # before keys are stored or merged
         keys, values = view.extend(layer, keys, values)  # N columns become [memory; tokens; slots]
         y = view.attend(queries, keys, values)  # (B, H, N, head_dim)
-        return self.o_proj(y.transpose(1, 2).flatten(2), gate)
+        y = y.transpose(1, 2).flatten(2)
+        if rows is not None:
+            y = Rows.apply(y.flatten(0, 1), rows)[None]
+            gate = gate if gate is None or gate is ALL else gate[:0]  # none of them is a COMP token
+        return self.o_proj(y, gate)
 
 
 class FeedForward(nn.Module):
@@ -102,9 +107,13 @@ class FeedForward(nn.Module):
         self.gate_proj = nn.Linear(config.dim, config.ffn_dim, bias=False)
         self.up_proj = nn.Linear(config.dim, config.ffn_dim, bias=False)
         self.down_proj = nn.Linear(config.ffn_dim, config.dim, bias=False)
+        self.gate_up: Tensor | None = None  # see Transformer.join_weights
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        if self.gate_up is None or torch.is_grad_enabled():  # joined gradients take longer than they save
+            return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = F.linear(x, self.gate_up).chunk(2, -1)
+        return self.down_proj(F.silu(gate) * up)
 
 
 class Block(nn.Module):
@@ -117,8 +126,10 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.dim, config.norm_eps)
         self.mlp = FeedForward(config)
 
-    def forward(self, x: Tensor, layer: int, cos: Tensor, sin: Tensor, view, gate) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), layer, cos, sin, view, gate)
+    def forward(self, x: Tensor, layer: int, cos: Tensor, sin: Tensor, view, gate, rows=None) -> Tensor:
+        """x (B, N, dim) -> the same; or, of the flattened tokens the `rows` (R,) alone, (1, R, dim)."""
+        y = self.self_attn(self.input_layernorm(x), layer, cos, sin, view, gate, rows)
+        x = y + (x if rows is None else Rows.apply(x.flatten(0, 1), rows)[None])
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -142,12 +153,30 @@ class Transformer(nn.Module):
         self.learned: nn.Parameter | None = None  # fp32, the numbers that a method learns, where there are any
         self.base: str | None = None  # its fingerprint, where it cannot be taken from the weights
         self.step1: str | None = None  # the folder of the step-1 adapter that is merged into the base
+        self.checkpoint = False  # in training, keep nothing of a block but its input, and compute the rest once more
         self.frequencies = rope_frequencies(config)
 
     def tie_weights(self) -> None:
         """Where the config says so, lm_head is the table of embeddings itself."""
         if self.config.tied_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
+
+    @torch.no_grad()
+    def join_weights(self) -> None:
+        """Puts q, k, v, and gate, up, of each frozen layer one behind the other, to be read by one product each.
+
+        The parameters keep their names and become parts of these. To be called when weights are where they are to stay.
+        """
+        for block in self.layers:
+            attention, mlp = block.self_attn, block.mlp
+            for owner, name, parts in (
+                (attention, "qkv", [attention.q_proj, attention.k_proj, attention.v_proj]),
+                (mlp, "gate_up", [mlp.gate_proj, mlp.up_proj]),
+            ):
+                joint = torch.cat([part.weight for part in parts])
+                setattr(owner, name, joint)
+                for part, weight in zip(parts, joint.split([part.weight.shape[0] for part in parts])):
+                    part.weight.data = weight
 
     def add_adapter(
         self, n: int, r: int = 8, alpha: float = 16, dropout: float = 0.05, learned: tuple[float, ...] = ()
@@ -195,17 +224,21 @@ class Transformer(nn.Module):
         view: which keys and values there are and who sees whom; None is plain causal attention.
         comp: int64 (C,), rows of the flattened tokens that are COMP tokens; None if there are none.
         gate: what LoRA acts on, see ConditionalLinear: `comp`, lora.ALL, or None for the base model alone.
-        rows: int64 (R,), rows of the flattened tokens to predict from, for logits (R, vocab_size); None for all of
-        them, (B, N, vocab_size).
+        rows: int64 (R,), rows of the flattened tokens to predict from, all different and none a COMP token, for logits
+        (R, vocab_size); None for all of them, (B, N, vocab_size). Beyond its keys and values the last block needs no
+        others.
         """
         view = view or Causal()
         x = self.embed(tokens, comp)  # (B, N, dim)
         cos, sin = rope_table(positions, self.frequencies, x.dtype)
         for layer, block in enumerate(self.layers):
-            x = block(x, layer, cos, sin, view, gate)
-        if rows is not None:
-            x = x.flatten(0, 1)[rows]  # (R, dim)
-        return self.lm_head(self.norm(x))
+            inputs = x, layer, cos, sin, view, gate, rows if layer + 1 == len(self.layers) else None
+            if self.checkpoint and torch.is_grad_enabled():
+                x = checkpoint(block, *inputs, use_reentrant=False)
+            else:
+                x = block(*inputs)
+        logits = self.lm_head(self.norm(x))
+        return logits if rows is None else logits[0]
 
     def embed(self, tokens: Tensor, comp: Tensor | None) -> Tensor:
         """tokens (B, N) -> (B, N, dim); the id vocab_size + j is COMP token j of its step."""
@@ -213,5 +246,6 @@ class Transformer(nn.Module):
         if comp is None or self.comp_embeddings is None:
             return x
         # F.embedding, not indexing, of which the gradient is summed in an order that changes from run to run
-        embeddings = F.embedding(tokens.flatten()[comp] - self.config.vocab_size, self.comp_embeddings)  # (C, dim)
+        numbers = (tokens.flatten()[comp] - self.config.vocab_size).clamp(min=0)  # of padding none is asked
+        embeddings = F.embedding(numbers, self.comp_embeddings)  # (C, dim)
         return x.flatten(0, 1).index_copy(0, comp, embeddings.to(x.dtype)).view_as(x)

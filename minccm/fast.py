@@ -1,0 +1,347 @@
+"""Online and fast: many conversations at once, in buffers whose shape never changes (paper: figure 5, table 1).
+
+A compressed memory does not grow, so neither need a shape. For each layer there is one buffer of `pairs` columns of
+memory, and behind them the columns of the turn that goes on:
+
+    [ memory: pairs | what is read now, with its COMP tokens; or input and output ]
+
+What a place holds is told by its column, PAD where it is empty; who sees whom is asked of methods.visible, as
+everywhere. So every turn of every conversation, at whatever time step, is the same work at the same places, and on a
+GPU one CUDA graph, captured once, is replayed for it: one to read, one to begin an answer, one for each token of it.
+
+    talks = Conversations(model, method, n, batch=2, pairs=16, turn=64, output=32)
+    talks.read([ids, None])            # the second says nothing this time
+    talks.generate([ids, ids])         # two answers
+
+The numbers are those of online.Session, to rounding: tests/test_fast.py.
+"""
+
+import functools
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from minccm.layout import step_columns
+from minccm.lora import lora_gate
+from minccm.memory import slot_weights
+from minccm.methods import PAD, Columns, Method, columns, merge_rate, visible
+from minccm.model import Block, Transformer, rope_table
+
+if torch.cuda.is_available():
+    from minccm.kernel import attend
+
+
+class Buffered:
+    """The view of one layer: all of its buffer, of which the columns at `place` (T,) are written."""
+
+    def __init__(self, keys: Tensor, values: Tensor, place: Tensor, bias: Tensor):
+        self.keys, self.values, self.place, self.bias = keys, values, place, bias
+
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """keys and values (B, H, T, head_dim) -> (B, H, C, head_dim)."""
+        self.keys.index_copy_(2, self.place, keys)
+        self.values.index_copy_(2, self.place, values)
+        return self.keys, self.values
+
+    def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        width = queries.shape[3]
+        if queries.is_cuda and width >= 16 and width & (width - 1) == 0:
+            return attend(queries, keys, values, self.bias)
+        gqa = queries.shape[1] != keys.shape[1]
+        return F.scaled_dot_product_attention(queries, keys, values, self.bias[:, None], enable_gqa=gqa)
+
+
+class Conversations:
+    """A batch of conversations with a model, their contexts held as memory of `method`, n COMP tokens a step.
+
+    pairs: KV pairs of memory that one conversation may hold. turn: the most tokens of a context, or of an input.
+    output: the most tokens of an answer. adapted: False leaves the model's adapter out. graphs: replay CUDA graphs of
+    compiled code; by default on a GPU.
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self,
+        model: Transformer,
+        method: Method,
+        n: int,
+        batch: int,
+        pairs: int,
+        turn: int,
+        output: int = 32,
+        adapted: bool = True,
+        graphs: bool | None = None,
+    ):
+        config, weight = model.config, model.embed_tokens.weight
+        self.model, self.method, self.n, self.adapted = model, method.of(model), n, adapted
+        self.batch, self.pairs, self.turn, self.output = batch, pairs, turn, output
+        self.device = weight.device
+        self.graphs = {} if (weight.is_cuda if graphs is None else graphs) else None
+        comp = n if method.comp else 0
+        width = -(-(pairs + turn + max(comp, output)) // 16) * 16
+        shape = config.n_layers, batch, config.n_kv_heads, width, config.head_dim
+        self.keys = torch.zeros(shape, dtype=weight.dtype, device=self.device)  # (layers, B, H, C, head_dim)
+        self.values = torch.zeros_like(self.keys)
+        self.columns = torch.empty(batch, width, 7, dtype=torch.int64, device=self.device)
+        self.pad = torch.from_numpy(columns(sample=-1, kind=PAD)[0]).to(self.device)
+        self.reset()
+        self.stages = {
+            "read": Stage(self, turn + comp, pairs, comp),
+            "input": Stage(self, turn, pairs, 0),
+            "token": Stage(self, 1, pairs + turn, 0),
+        }
+        self.frequencies = model.frequencies.to(self.device)
+        self.logits_ = torch.empty(batch, config.vocab_size, dtype=weight.dtype, device=self.device)
+        # of an update: the slots that a step brings, its rate, and a query of the step to come
+        self.slots = self.pad.repeat(batch, n if method.rate else 0, 1)
+        self.step_, self.later = (torch.zeros(batch, k, 7, dtype=torch.int64, device=self.device) for k in (1, 2))
+        self.rate = torch.ones(batch, self.slots.shape[1], 1, dtype=torch.float64, device=self.device)
+        self.full = torch.zeros((), dtype=torch.bool, device=self.device)
+        self.most = self._most_kept()
+
+    def reset(self, which: list[int] | None = None) -> None:
+        """Begins conversations anew: those of these numbers, or all."""
+        if which is None:
+            which = range(self.batch)
+            self.step, self.position, self.tokens = (np.zeros(self.batch, np.int64) for _ in range(3))
+        which = list(which)
+        self.step[which] = self.position[which] = self.tokens[which] = 0
+        self.columns[which] = self.pad
+
+    @torch.no_grad()
+    def read(self, texts: list[list[int] | None]) -> None:
+        """Compresses a context of each conversation, given as token ids, into its memory; None: there is none.
+
+        Raises ValueError where a text is too long, or where a memory would hold more than `pairs`, which is then lost.
+        """
+        if not self.method.reads:
+            return
+        slots = self._lay_out("read", texts, last=False)
+        there = np.array([text is not None for text in texts])
+        step, lengths = self.step.copy(), np.array([len(text or ()) for text in texts])
+        added = lengths + (self.n if self.method.comp else 0)
+        self.step, self.position, self.tokens = (
+            self.step + there,
+            self.position + lengths * there,
+            self.tokens + added * there,
+        )
+        if self.method.rate:
+            for t in set(step[step >= self.method.delay].tolist()):
+                these = torch.from_numpy(step == t).to(self.device)
+                self.rate[these] = merge_rate(self.method, t).to(self.rate)[:, None]
+            self.slots.copy_(torch.from_numpy(slots))
+        later = [columns(step=t, order=order, last=np.arange(2)) for t, order in zip(self.step, self.tokens)]
+        self.later.copy_(torch.from_numpy(np.stack(later)))
+        self.step_[:, 0, 2].copy_(torch.from_numpy(step))
+        self._replay("read", lambda: self._forward(self.stages["read"]), self._update)
+        if self.full:
+            raise ValueError(f"the memory holds {self.pairs} pairs and no more: give a larger `pairs`")
+
+    @torch.no_grad()
+    def logits(self, texts: list[list[int]]) -> Tensor:
+        """Logits (B, vocab_size) of the token behind each input, from the memory, which stays as it is."""
+        self._lay_out("input", texts, last=True)
+        self.columns[:, self.pairs :] = self.pad
+        self._replay("input", self._input)
+        return self.logits_
+
+    @torch.no_grad()
+    def generate(
+        self,
+        texts: list[list[int]],
+        max_tokens: int | None = None,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        generator: torch.Generator | None = None,
+        stop: bool = True,
+    ) -> list[list[int]]:
+        """The answer to each input, up to EOS (stop=False goes on past it). The memory stays as it is.
+
+        temperature, top_p: as of online.Session.generate. Raises ValueError for more tokens than `output`.
+        """
+        max_tokens = self.output if max_tokens is None else max_tokens
+        if max_tokens > self.output:
+            raise ValueError(f"an answer of {max_tokens} tokens is longer than the {self.output} there is room for")
+        logits = self.logits(texts)
+        stage, lengths = self.stages["token"], torch.tensor([len(text) for text in texts])
+        stage.positions.copy_((torch.from_numpy(self.position) + lengths)[:, None])
+        data = [columns(step=t, order=order, last=1) for t, order in zip(self.step, self.tokens + lengths.numpy())]
+        stage.data.copy_(torch.from_numpy(np.stack(data)))
+        stage.count.zero_()
+        answers, ended = [], torch.zeros(self.batch, dtype=torch.bool, device=self.device)
+        for i in range(max_tokens):
+            answers.append(draw(logits, temperature, top_p, generator))
+            ended |= answers[-1] == self.model.config.eos_id
+            if i + 1 == max_tokens or (stop and i % 16 == 15 and ended.all()):  # looked at now and then: it waits
+                break
+            stage.tokens.copy_(answers[-1][:, None])
+            self._replay("token", self._token)
+            stage.count += 1
+        self.columns[:, self.pairs :] = self.pad
+        rows, eos = torch.stack(answers, 1).tolist(), self.model.config.eos_id
+        return [row[: row.index(eos)] if stop and eos in row else row for row in rows]
+
+    def __len__(self) -> int:
+        """KV pairs held by the conversation that holds the most."""
+        return int((self.columns[..., 1] != PAD).sum(1).max())
+
+    def _lay_out(self, name: str, texts: list[list[int] | None], last: bool) -> np.ndarray:
+        """Fills a stage's inputs from token ids. Returns the data of the slots that come, int64 (B, S, 7)."""
+        stage, vocab_size = self.stages[name], self.model.config.vocab_size
+        if len(texts) != self.batch:
+            raise ValueError(f"{len(texts)} texts are given to {self.batch} conversations")
+        if (longest := max(len(text or ()) for text in texts)) > self.turn:
+            raise ValueError(f"a text of {longest} tokens is longer than a turn of {self.turn}: split it")
+        tokens, positions = (np.zeros((self.batch, stage.width), np.int64) for _ in range(2))
+        pad = columns(sample=-1, kind=PAD)
+        data, slots = np.tile(pad, (self.batch, stage.width, 1)), np.tile(pad, (self.batch, self.slots.shape[1], 1))
+        comp = np.zeros((self.batch, stage.comp_tokens), np.int64)
+        ends = np.zeros(self.batch, np.int64)
+        one_step = functools.cache(lambda length, *where: step_columns(self.method, self.n, [length], *where, last))
+        for i, text in enumerate(texts):
+            if text is None:
+                comp[i] = i * stage.width + np.arange(stage.comp_tokens)  # some rows of its padding
+                continue
+            first = int(self.tokens[i] > 0)  # all but the first step differ in nothing but the order
+            offsets, added, new = one_step(len(text), int(self.step[i]), first)
+            size = len(offsets)
+            tokens[i, : len(text)], tokens[i, len(text) : size] = text, vocab_size + np.arange(size - len(text))
+            positions[i, :size], data[i, :size], slots[i, : len(new)] = self.position[i] + offsets, added, new
+            data[i, :size, 4] += self.tokens[i] - first
+            slots[i, : len(new), 4] += self.tokens[i] - first
+            comp[i] = i * stage.width + len(text) + np.arange(stage.comp_tokens)
+            ends[i] = i * stage.width + size - 1
+        for place, array in (
+            (stage.tokens, tokens),
+            (stage.positions, positions),
+            (stage.data, data),
+            (stage.comp, comp.flatten()),
+            (stage.ends, ends),
+        ):
+            place.copy_(torch.from_numpy(array))
+        return slots
+
+    def _forward(self, stage: "Stage") -> Tensor:
+        """The model on a stage's tokens (B, T), their keys and values written to the buffers: hidden (B, T, dim)."""
+        tokens, place, data, positions = stage.tokens, stage.place, stage.data, stage.positions
+        before = _compiled(_before) if self.graphs is not None else _before
+        run = _compiled(Block.forward, tokens.numel() == 1) if self.graphs is not None else Block.forward
+        counted = place, data, positions, stage.count
+        place, bias, cos, sin = before(self.method, self.columns, *counted, self.frequencies, self.keys.dtype)
+        x = self.model.embed(tokens, stage.comp if stage.comp_tokens else None)
+        gate = lora_gate(stage.comp if stage.comp_tokens else None, self.method.conditional, self.adapted)
+        for layer, block in enumerate(self.model.layers):
+            view = Buffered(self.keys[layer], self.values[layer], place, bias)
+            x = run(block, x, layer, cos, sin, view, gate)
+        return x
+
+    def _input(self) -> None:
+        stage = self.stages["input"]
+        x = self._forward(stage).flatten(0, 1)[stage.ends]  # (B, dim)
+        self.logits_.copy_(self.model.lm_head(self.model.norm(x)))
+
+    def _token(self) -> None:
+        x = self._forward(self.stages["token"])[:, 0]
+        self.logits_.copy_(self.model.lm_head(self.model.norm(x)))
+
+    def _update(self) -> None:
+        """g_update, as Memory.updated: what later steps see moves to free places of the memory, the rest is dropped."""
+        have, pairs = Columns(self.columns), self.pairs
+        data = torch.cat([have.data, self.slots], 1)  # (B, C + S, 7)
+        kept = visible(self.method, Columns(self.later)[:, :, None], Columns(data)[:, None]).any(1)  # (B, C + S)
+        free, new = ~kept[:, :pairs], kept[:, pairs:]
+        self.full.copy_((new.sum(1) > free.sum(1)).any())
+        count = self.most  # of the columns that move, and here come first
+        source = new.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :count]  # (B, count)
+        place = free.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :count]
+        moves = torch.arange(count, device=self.device) < new.sum(1, keepdim=True)
+        place = torch.where(moves, place, pairs + torch.arange(count, device=self.device))  # else to where nothing is
+        weights = None
+        if self.slots.shape[1]:
+            weights = slot_weights(self.method, have, Columns(self.slots), self.step_[:, :, 2:3], self.rate)
+            weights = weights.to(self.keys.dtype)[:, None]  # (B, 1, S, C)
+        for buffer in (self.keys, self.values):
+            moved = buffer[..., pairs:, :]
+            if weights is not None:
+                moved = torch.cat([moved, weights @ buffer], 3)  # (layers, B, H, C - pairs + S, head_dim)
+            index = lambda at: at[None, :, None, :, None].expand(*buffer.shape[:3], -1, buffer.shape[4])  # noqa: B023
+            buffer.scatter_(3, index(place), moved.gather(3, index(source)))
+        moved = data[:, pairs:].gather(1, source[..., None].expand(-1, -1, 7))
+        self.columns[:, :pairs] = torch.where(free[..., None], self.pad, self.columns[:, :pairs])
+        self.columns.scatter_(1, place[..., None].expand(-1, -1, 7), moved)
+        self.columns[:, pairs:] = self.pad
+
+    def _most_kept(self) -> int:
+        """How many columns of a step, with its slots, later steps see at most."""
+        most = 0
+        for step in range(self.method.delay + 2):
+            start = step * self.turn
+            _, added, slots = step_columns(self.method, self.n, [self.turn], step, start, answers=False)
+            later = Columns.of(columns(step=step + 1, order=start + len(added), last=np.arange(2)))
+            data = Columns.of(np.concatenate([added, slots]))
+            most = max(most, int(visible(self.method, later[:, None], data[None]).any(0).sum()))
+        return min(most, self.pairs)
+
+    def _replay(self, name: str, work, then=lambda: None) -> None:
+        """Does the work of a stage: by its CUDA graph, which is captured when it is first wanted."""
+        if self.graphs is None:
+            work()
+            return then()
+        if name not in self.graphs:
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(2):  # compiles; `then` is not to be done twice
+                    work()
+            torch.cuda.current_stream().wait_stream(stream)
+            graph = torch.cuda.CUDAGraph()
+            pool = next((graph.pool() for graph in self.graphs.values()), None)  # of memory, shared: they take turns
+            with torch.cuda.graph(graph, pool=pool):
+                work()
+                then()
+            self.graphs[name] = graph
+        self.graphs[name].replay()
+
+
+class Stage:
+    """The inputs of one kind of work, in fixed places: `width` tokens of each conversation, written from `start` on."""
+
+    def __init__(self, talks: Conversations, width: int, start: int, comp_tokens: int):
+        zeros = functools.partial(torch.zeros, dtype=torch.int64, device=talks.device)
+        self.width, self.comp_tokens = width, comp_tokens
+        self.tokens, self.positions = zeros(talks.batch, width), zeros(talks.batch, width)
+        self.data = talks.pad.repeat(talks.batch, width, 1)  # of the tokens' columns (B, T, 7)
+        self.place = torch.arange(start, start + width, device=talks.device)  # of these columns in the buffers
+        self.count = zeros(())  # how many tokens later than told this is: place, position, order
+        self.comp = zeros(talks.batch * comp_tokens)  # rows of the flattened tokens that are COMP tokens
+        self.ends = zeros(talks.batch)  # rows of the flattened tokens that are the last of their text
+
+
+def _before(method: Method, held: Tensor, place, data, positions, count, frequencies, dtype):
+    """Writes columns (B, T, 7) to their place in `held` (B, C, 7). Returns place, bias (B, T, C), cos, sin."""
+    order = torch.zeros(7, dtype=torch.int64, device=data.device)
+    order[4] = 1
+    data = data + count * order
+    held.index_copy_(1, place + count, data)
+    seen = visible(method, Columns(data)[:, :, None], Columns(held)[:, None])
+    bias = torch.zeros(seen.shape, dtype=dtype, device=held.device).masked_fill(~seen, -torch.inf)
+    return place + count, bias, *rope_table(positions + count, frequencies, dtype)
+
+
+def draw(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator | None = None) -> Tensor:
+    """Tokens (B,) drawn from logits (B, vocab_size), as online.sample draws one."""
+    if temperature == 0:
+        return logits.argmax(-1)
+    probabilities, order = (logits.float() / temperature).softmax(-1).sort(descending=True)
+    before = probabilities.cumsum(-1) - probabilities
+    picked = torch.multinomial(probabilities * (before < top_p), 1, generator=generator)
+    return order.gather(-1, picked)[:, 0]
+
+
+@functools.cache
+def _compiled(function, one: bool = False):
+    """one: for a single token, where products are reductions, and are worth tuning as such."""
+    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)  # for sizes it has not met
+    return torch.compile(function, options={"coordinate_descent_tuning": True} if one else None)

@@ -1,0 +1,100 @@
+"""Many conversations in fixed buffers say what each says alone: the same logits, memory and answers, to rounding."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minccm.fast import Conversations
+from minccm.methods import METHODS, PAD, get_method
+from minccm.online import Session
+from tests.conftest import ROOT, random_model
+
+EXAMPLES = sorted(map(str, (ROOT / "examples").glob("*.py")))
+texts = st.lists(st.integers(3, 39), min_size=1, max_size=9)
+turns = st.one_of(st.none(), texts)
+talks = st.lists(st.lists(turns, min_size=0, max_size=5), min_size=1, max_size=3)
+methods = st.builds(get_method, st.sampled_from([*sorted(METHODS), *EXAMPLES]), st.booleans())
+
+
+def memory_of(batch, i):
+    """Columns of conversation i, and its keys at them, ordered as in a session."""
+    places = (batch.columns[i, :, 1] != PAD).nonzero()[:, 0]
+    places = places[batch.columns[i, places, 4].argsort(stable=True)]
+    return batch.columns[i, places], batch.keys[:, i][:, :, places]
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(methods, st.integers(1, 4), talks, texts, texts)
+def test_a_batch_is_each_alone(method, n, talks, input, other):
+    """For every method, with conversations at different time steps: logits after the memory, and the memory itself."""
+    model = random_model(n, learned=method.learned)
+    sessions = [Session(model, method, n) for _ in talks]
+    batch = Conversations(model, method, n, len(talks), pairs=60, turn=9, output=4)
+    for turn in range(max(map(len, talks))):
+        contexts = [talk[turn] if turn < len(talk) else None for talk in talks]
+        batch.read(contexts)
+        for session, context in zip(sessions, contexts):
+            if context is not None:
+                session.read(context)
+    inputs = [(input, other)[i % 2] for i in range(len(talks))]
+    got = batch.logits(inputs).clone()
+    for i, (session, text) in enumerate(zip(sessions, inputs)):
+        torch.testing.assert_close(got[i], session.logits(text)[-1], atol=1e-9, rtol=1e-9)
+    answers = batch.generate(inputs, stop=False)
+    for i, (session, text) in enumerate(zip(sessions, inputs)):
+        assert answers[i] == list(session.generate(text, 4, stop=False))
+        held, keys = memory_of(batch, i)
+        order = session.memory.columns.order.argsort(stable=True)
+        assert torch.equal(held[:, 1:4], session.memory.columns.data[order][:, 1:4])
+        torch.testing.assert_close(keys, session.memory.keys[:, :, order], atol=1e-9, rtol=1e-9)
+
+
+def test_a_place_is_used_again():
+    """A conversation that begins anew in a used place knows nothing of the one before; a full memory is told of."""
+    model, method = random_model(2), get_method("ccm-concat")
+    batch = Conversations(model, method, 2, batch=2, pairs=4, turn=6)
+    for _ in range(2):
+        batch.read([[1, 5, 6], [7, 8, 9, 10]])
+    with pytest.raises(ValueError, match="4 pairs"):
+        batch.read([[5], None])
+    batch.reset([0])
+    batch.read([[9, 9, 4], None])
+    fresh = Session(model, method, 2)
+    fresh.read([9, 9, 4])
+    torch.testing.assert_close(batch.logits([[3, 4], [5]])[0], fresh.logits([3, 4])[-1], atol=1e-9, rtol=1e-9)
+    with pytest.raises(ValueError, match="longer than a turn"):
+        batch.read([[5] * 7, None])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs are of a GPU")
+@pytest.mark.parametrize("name", ["ccm-concat", "ccm-merge", "full"])
+@pytest.mark.parametrize("count", [1, 3])
+def test_graphs_on_a_gpu(name, count):
+    """On a GPU in bf16, by CUDA graphs of compiled code: the logits of a session, to what bf16 rounds."""
+    from minccm.checkpoint import load_model
+
+    method, n = get_method(name), 4
+    model = load_model("random:1m", "cuda")
+    model.add_adapter(n, r=4)
+    for tensor in model.adapter_state().values():
+        torch.nn.init.normal_(tensor, std=0.1)
+    model.eval().join_weights()
+    sessions = [Session(model, method, n) for _ in range(count)]
+    batch = Conversations(model, method, n, count, pairs=48, turn=16, output=4)
+    ids = lambda length, seed: torch.randint(3, 500, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
+    for turn in range(3):
+        contexts = [ids(5 + 3 * turn + i, 10 * turn + i) for i in range(count)]
+        batch.read(contexts)
+        for session, context in zip(sessions, contexts):
+            session.read(context)
+        inputs = [ids(6 + i, 100 + i) for i in range(count)]
+        expected = torch.stack([session.logits(text)[-1] for session, text in zip(sessions, inputs)]).float()
+        got = batch.logits(inputs).float()
+        assert ((got - expected).norm() / expected.norm()).item() < 0.03
+        answers = batch.generate(inputs, stop=False)
+        assert [len(answer) for answer in answers] == [4] * count
+        again = torch.stack(
+            [session.logits(text + answer[:3])[-1] for session, text, answer in zip(sessions, inputs, answers)]
+        )
+        assert ((batch.logits_.float() - again.float()).norm() / again.float().norm()).item() < 0.03
