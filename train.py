@@ -17,29 +17,34 @@ import os
 import shutil
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 import data
-from eval import BASELINES, TIME_STEPS, Run, close_gaps, evaluate, show
+from eval import BASELINES, BY_TURNS, TIME_STEPS, Run, close_gaps, evaluate, show
 from minccm import cli, ranks
 from minccm.checkpoint import load_adapter, load_model, save_adapter, save_model
 from minccm.config import LlamaConfig
+from minccm.distill import divergence
 from minccm.files import make_folder, write_text, write_whole
 from minccm.layout import Batch, check_length, collate, group, lay_out, pack, segments
 from minccm.mask import predict
 from minccm.methods import Method, get_method
 from minccm.model import Transformer
+from minccm.recurrent import predict_recurrent
 from minccm.tokenizer import Tokenizer, train_tokenizer
 
-SETTINGS = "data method n sink r alpha dropout lr batch steps warmup text_weight grow seed".split()
+SETTINGS = "data method n sink r alpha dropout lr batch steps warmup text_weight grow seed distill validate".split()
 
 
 def arguments():
+    """The command line. Raises ValueError for numbers below 1 (recipe of the paper: table 13)."""
     parser = cli.parser(__doc__.split("\n")[0])
     parser.set_defaults(method="ccm-concat", sink=False)
     add = parser.add_argument
@@ -56,6 +61,10 @@ def arguments():
     add("--text-weight", type=float, default=None, help="loss weight of other text; by default 0.01, --pretrain 0.03")
     add("--row-tokens", type=int, default=None, help="tokens of one forward pass; 2048, on a GPU what its memory holds")
     add("--adapter", default=None, help="go on from this one; a larger --n or --r widens it")
+    add("--recurrent", action="store_true", help="backpropagate through time, step by step: to compare, it is slower")
+    add("--distill", type=float, default=0.0, help="weight of KL from the full-context model's predictions of targets")
+    add("--validate", type=int, default=0, help="validation samples that tell which checkpoint to keep; 0: the last")
+    add("--patience", type=int, default=0, help="stop after so many checkpoints no better than the best; 0: never")
     bools = argparse.BooleanOptionalAction
     add("--compile", action=bools, help="compile the blocks: slower to start, then faster; for large models on a GPU")
     add("--checkpoint", action="store_true", help="keep little for the backward pass, compute it again: small memory")
@@ -73,6 +82,10 @@ def arguments():
     for name in ("steps", "batch", "r", "save_every", "row_tokens", "dim", "layers", "heads"):
         if vars(options)[name] is not None and vars(options)[name] < 1:
             raise ValueError(f"--{name.replace('_', '-')} is to be at least 1")
+    if options.pretrain and (options.recurrent or options.distill):
+        raise ValueError("--recurrent and --distill are for training an adapter: leave --pretrain out")
+    if options.patience and not options.validate:
+        raise ValueError("--patience needs --validate: the best checkpoint is that of the lowest validation loss")
     options.method = get_method(options.method).name
     kind = "base" if options.pretrain else options.method
     names = "-".join(Path(part).stem for part in dict.fromkeys(options.data.split(",")))
@@ -96,8 +109,11 @@ class Steps(Dataset):
         # Short samples first: what is close is learned many times faster than what is far, and carries over.
         longest = None if grown >= 1 else 2 + int(28 * grown**5)
         for index in range(step * self.options.batch + ranks.RANK, (step + 1) * self.options.batch, ranks.COUNT):
-            sample = self.source(index, longest)
+            sample = self.source(index, self.method.contexts or longest)
             contexts, input, target = segments(self.tokenizer, sample, self.method.reads)
+            while sample.get("separator") == "" and len(sum(contexts, input + target)) > self.config.max_positions:
+                sample = data.shorten(sample, len(contexts) - 1)  # running text may begin anywhere
+                contexts, input, target = segments(self.tokenizer, sample, self.method.reads)
             answered = answer_lengths(self.tokenizer, sample, contexts)
             vocab_size, weight = self.config.vocab_size, self.options.text_weight
             layout = lay_out(self.method, self.n, vocab_size, contexts, input, target, weight, answered)
@@ -114,9 +130,20 @@ def answer_lengths(tokenizer: Tokenizer, sample: dict, contexts: list[list[int]]
     """How many tokens at the end of each context are an answer: a demonstration's label, or all that the Bot says."""
     labels = [tokenizer.encode(option) for option in sample.get("options", [])]
     lengths = [max((len(x) for x in labels if ids[-len(x) :] == x), default=0) for ids in contexts]
+    before = max(1, len(tokenizer.after(sample.get("separator", ""))))
     for i in sample.get("answers", []):
-        lengths[i] = len(contexts[i]) - 1
+        lengths[i] = len(contexts[i]) - before
     return lengths
+
+
+def some_text(source, samples: int = 20000, characters: int = 20_000_000):
+    """The texts of some train samples, enough of them for a tokenizer."""
+    for sample in map(source, range(samples)):
+        texts = *sample["contexts"], sample["input"], sample["target"]
+        yield from texts
+        characters -= sum(map(len, texts))
+        if characters < 0:
+            return
 
 
 def new_base(options, device) -> tuple[Transformer, Tokenizer]:
@@ -129,9 +156,7 @@ def new_base(options, device) -> tuple[Transformer, Tokenizer]:
         return load_model(options.init, device, torch.float32).requires_grad_(True), tokenizer
     if not (options.resume and path.is_file()):
         source = data.source(options.data, "train", options.seed)
-        samples = map(source, range(20000))
-        lines = (text for sample in samples for text in (*sample["contexts"], sample["input"], sample["target"]))
-        train_tokenizer(lines, path, options.vocab)
+        train_tokenizer(some_text(source), path, options.vocab)
     tokenizer = Tokenizer(path)
     config = LlamaConfig(
         vocab_size=tokenizer.vocab_size,
@@ -158,7 +183,7 @@ def prepare_speed(model: Transformer, method: Method, options, device: torch.dev
     longer than it computes, a CPU has no such backward pass, and full context needs no mask.
     """
     large = device.type == "cuda" and sum(p.numel() for p in model.parameters()) > 5e8
-    options.pack = large and method.name != "full"
+    options.pack = large and method.name != "full" and not options.recurrent
     rows = row_tokens_for(model, options) if large else 2048 if device.type == "cpu" else 65536
     options.row_tokens = options.row_tokens or rows
     options.multiple = max(128, options.row_tokens // 16 // 128 * 128)
@@ -236,10 +261,13 @@ def main():
     decay = 0.1 if options.pretrain else 0.0
     optimizer = torch.optim.AdamW(trained.values(), lr=options.lr, betas=(0.9, 0.95), weight_decay=decay)
 
-    first = resume(out, options, trained, optimizer) if options.resume else 0
-    torch.manual_seed(options.seed + ranks.RANK + first) if ranks.RANK else None  # what is dropped differs
+    kept = {"loss": math.inf, "stale": 0}  # of the checkpoint that is kept, and how many came after it
+    first = resume(out, options, trained, optimizer, kept) if options.resume else 0
+    if not ranks.MAIN:
+        torch.manual_seed(options.seed + ranks.RANK + first)  # what is dropped differs
     log = open(out / "log.jsonl" if ranks.MAIN else os.devnull, "a" if first else "w", buffering=1)
     steps = Steps(source, tokenizer, model.config, method, options.n, options)
+    held_out = held_out_batches(tokenizer, model.config, method, options) if options.validate else []
     workers = 0 if device.type == "cpu" else max(1, (min(16, os.cpu_count()) - 2) // ranks.COUNT)
     # the loader must not draw from the generator that dropout draws from, or a resumed run would differ
     order, apart = range(first, options.steps), torch.Generator()
@@ -262,9 +290,14 @@ def main():
         for batch in batches:
             batch = batch.to(device)
             with autocast:
-                logits, rows = predict(model, method, batch, flex=options.pack)  # (R, vocab_size)
+                forward = predict_recurrent if options.recurrent else partial(predict, flex=options.pack)
+                logits, rows = forward(model, method, batch)  # (R, vocab_size)
                 losses = F.cross_entropy(logits.float(), batch.labels.flatten()[rows], reduction="none")  # (R,)
                 loss = (losses * batch.weights.flatten()[rows]).sum() / weight
+                if options.distill:
+                    loss = (
+                        loss + options.distill * divergence(model, method, batch, logits, rows, options.pack) / weight
+                    )
             loss.backward()
             total += loss.detach()
         total = ranks.sum_gradients(list(trained.values()), total)
@@ -277,23 +310,39 @@ def main():
             raise ValueError(f"the loss is {total} at step {step + 1}: try a smaller --lr")
         speed = ranks.COUNT * sum(batch.tokens.numel() for batch in batches) / (time.perf_counter() - began)
         entry = {"step": step + 1, "loss": total, "lr": lr, "norm": float(norm), "tokens_per_s": speed}
+        checkpoint = (step + 1) % options.save_every == 0 or step + 1 == options.steps
+        if checkpoint and held_out:
+            with autocast:
+                entry["validation"] = held_out_loss(model, method, held_out)
         log.write(json.dumps(entry | {"s": time.perf_counter() - started}) + "\n")
         bar.set_postfix_str(f"loss {total:.3f}, {speed:,.0f} tokens/s")
-        if ranks.MAIN and ((step + 1) % options.save_every == 0 or step + 1 == options.steps):
-            save(out, options, trained, optimizer, step + 1)
-            if not options.pretrain:
+        if checkpoint:
+            better = entry.get("validation", -math.inf) < kept["loss"]
+            kept = {"loss": entry["validation"], "stale": 0} if better and held_out else kept
+            kept["stale"] += not better
+        if checkpoint and ranks.MAIN:
+            save(out, options, trained, optimizer, step + 1, kept)
+            if better and options.pretrain and held_out:
+                save_model(out, model)
+            if better and not options.pretrain:
                 made = {"base_name": Path(options.model).name, "data": options.data, "steps": step + 1}
                 save_adapter(out, model, method, options.n, **made, seed=options.seed)
+            if options.patience and kept["stale"] >= options.patience:
+                break
     log.close()
+    bar.close()
 
     model.eval()
     if not (ranks.MAIN or options.shard):
         return ranks.end()
     if options.pretrain:
-        save_model(out, model)
+        if not held_out:
+            save_model(out, model)
         model = load_model(out, device, dtype)  # as it was written, in bf16
         runs = BASELINES
     else:
+        for name, value in load_file(out / "adapter.safetensors").items():  # the one that was kept
+            trained[name].data.copy_(value)
         label = "full, trained" if method.name == "full" else method.name
         runs = BASELINES + [Run(method, options.n, label=label)]
     if options.eval_samples:
@@ -310,6 +359,25 @@ def main():
         print(f"next: python chat.py{base} --adapter {out}")
 
 
+def held_out_batches(tokenizer: Tokenizer, config: LlamaConfig, method: Method, options) -> list[Batch]:
+    """The samples of the validation part that tell which checkpoint is the best, with a loss on their targets alone."""
+    made = argparse.Namespace(**vars(options) | {"batch": options.validate, "text_weight": 0.0, "grow": 0.0})
+    return Steps(data.source(options.data, "validation"), tokenizer, config, method, options.n, made)[0]
+
+
+@torch.no_grad()
+def held_out_loss(model: Transformer, method: Method, batches: list[Batch]) -> float:
+    """Cross-entropy of the targets in nats a token, EOS included, without dropout."""
+    model.eval()
+    total = count = 0.0
+    for batch in batches:
+        logits, rows = predict(model, method, batch := batch.to(model.embed_tokens.weight.device))
+        total += float(F.cross_entropy(logits.float(), batch.labels.flatten()[rows], reduction="sum"))
+        count += len(rows)
+    model.train()
+    return total / count
+
+
 def schedule(step: int, steps: int, warmup: float) -> float:
     """The learning rate of a step as a share of its peak: a linear rise, then a cosine to a tenth."""
     rise = max(1, round(warmup * steps))
@@ -318,17 +386,17 @@ def schedule(step: int, steps: int, warmup: float) -> float:
     return 0.1 + 0.9 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise))) / 2
 
 
-def save(out: Path, options, trained: dict, optimizer, step: int) -> None:
+def save(out: Path, options, trained: dict, optimizer, step: int, kept: dict) -> None:
     """A checkpoint from which --resume goes on as if nothing had happened; written beside and then renamed."""
     state = {"step": step, "settings": {name: vars(options)[name] for name in SETTINGS}, "trained": trained}
-    state |= {"optimizer": optimizer.state_dict(), "rng": torch.get_rng_state()}
+    state |= {"optimizer": optimizer.state_dict(), "rng": torch.get_rng_state(), "kept": kept}
     if torch.cuda.is_available():
         state["cuda_rng"] = torch.cuda.get_rng_state()
     write_whole(out / "state.pt", lambda beside: torch.save(state, beside))
 
 
-def resume(out: Path, options, trained: dict, optimizer) -> int:
-    """Takes up the checkpoint in `out`; returns its step. Cuts the log back to it."""
+def resume(out: Path, options, trained: dict, optimizer, kept: dict) -> int:
+    """Takes up the checkpoint in `out`, and what is said of the one that is kept; returns its step. Cuts the log."""
     path = out / "state.pt"
     if not path.is_file():
         raise ValueError(f"{path} is not there: nothing to resume, leave --resume out")
@@ -339,6 +407,7 @@ def resume(out: Path, options, trained: dict, optimizer) -> int:
     for name, tensor in state["trained"].items():
         trained[name].data.copy_(tensor)
     optimizer.load_state_dict(state["optimizer"])
+    kept.update(state.get("kept", {}))
     torch.set_rng_state(state["rng"])
     if "cuda_rng" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda_rng"])
@@ -350,10 +419,10 @@ def resume(out: Path, options, trained: dict, optimizer) -> int:
 
 def report(options, model: Transformer, tokenizer: Tokenizer, runs: list[Run]) -> None:
     """The final table, on test data."""
-    for name in dict.fromkeys(options.data.split(",")):
+    for name in dict.fromkeys(data.expand(options.data)):
         rows = []
         for run in tqdm(runs, desc=f"evaluating on {name}", leave=False):
-            time_steps = TIME_STEPS.get(name, TIME_STEPS["dialog"])
+            time_steps = TIME_STEPS.get(data.prepared.kind(name), BY_TURNS)
             limits = options.eval_samples, options.seed, options.row_tokens
             rows += evaluate(model, tokenizer, run, name, time_steps, *limits)
         close_gaps(rows)

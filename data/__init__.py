@@ -4,8 +4,10 @@
 
 contexts are c(1) ... c(t) of the paper, input is I(t) and target O(t). Four more fields are optional: "options", the
 candidates of a multiple choice (the target is one of them); "answer", the part of the target that counts as recalled;
-"distance", how many contexts ago it was told (1: in the last one before the input); "answers", the numbers (from 0) of
-the contexts that answer from earlier ones as the target does: one forward pass can learn from these as well.
+"distance", how many contexts ago it was told (1: in the last one before the input); "answers", the numbers (from 0)
+of the contexts that answer from earlier ones as the target does: one forward pass can learn from these as well. Real
+data has two more: "separator", what stands between all parts instead of a line break, and "task", by which accuracy
+is averaged.
 
 A dataset module has `sample(split, index, seed)`, the index-th sample of "train", "validation" or "test"; where a time
 step t is more than "the first t contexts", it also has `sample_at(split, index, time_step, seed)`.
@@ -19,7 +21,11 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
+from data import prepared, running
+
 GENERATED = ("dialog", "icl", "persona")  # made by our own generators: no download, the same everywhere
+PREPARED = ("dailydialog", "soda", "lamp", "metaicl", "text")  # real files, see data/prepared.py
+MIXTURES = {"unified": ("metaicl", "soda")}  # several datasets by one name, evenly mixed
 SPLITS = ("train", "validation", "test")
 
 
@@ -29,11 +35,17 @@ def source(names: str, split: str, seed: int = 0) -> Callable[..., dict]:
     Called with `longest` as well, it gives a sample of 1 to so many contexts: the short ones that training begins with.
 
     A name is that of a dataset here, or the path of a JSON-lines file (which then serves every split) or of a folder
-    with train.jsonl, validation.jsonl and test.jsonl; files are gone through again and again, shuffled each time.
+    with train.jsonl, validation.jsonl and test.jsonl (of samples, or prepared by `python -m data.NAME`). Files are gone
+    through again and again, shuffled each time. Or it is the path of a plain text (data/running.py).
     Raises ValueError, in one line that says what to do, when there is no such dataset, file or split.
     """
-    parts = [_source(name, split, seed) for name in names.split(",")]
+    parts = [_source(name, split, seed) for name in expand(names)]
     return lambda index, longest=None: parts[index % len(parts)](index // len(parts), longest)
+
+
+def expand(names: str) -> list[str]:
+    """The datasets that are named with commas between, mixtures as their parts."""
+    return [part for name in names.split(",") for part in MIXTURES.get(name, [name])]
 
 
 def _source(name: str, split: str, seed: int) -> Callable[[int, int | None], dict]:
@@ -47,13 +59,20 @@ def _source(name: str, split: str, seed: int) -> Callable[[int, int | None], dic
             return shorten(module.sample(split, index, seed), longest)
 
         return make
-    samples = read_jsonl(_path(name, split))
+    if running.is_text(name):
+        return running.source(name, split, seed)
+    if folder := prepared.folder_of(name):
+        module, samples = prepared.open_split(folder, split)
+        draw = lambda number, index: module.draw(samples, number, random.Random(f"{seed}/{index}"))
+    else:
+        samples = read_jsonl(_path(name, split))
+        draw = lambda number, index: samples[number]
 
     @functools.lru_cache(2)
     def order(epoch: int) -> list[int]:
         return random.Random(f"{seed}/{epoch}").sample(range(len(samples)), len(samples))
 
-    return lambda index, longest: shorten(samples[order(index // len(samples))[index % len(samples)]], longest)
+    return lambda index, longest: shorten(draw(order(index // len(samples))[index % len(samples)], index), longest)
 
 
 def shorten(sample: dict, longest: int | None) -> dict:
@@ -67,24 +86,34 @@ def shorten(sample: dict, longest: int | None) -> dict:
 def at_step(name: str, split: str, time_step: int, count: int, seed: int = 0) -> list[dict]:
     """Up to `count` samples of a dataset at time step t, with t contexts each: what evaluation by time step takes.
 
-    Of multiple-choice data these are the samples' first t contexts; of other files, the samples that have just t.
+    A count of 0 means all there are, or 200 of a generated dataset. Of multiple-choice data these are the samples'
+    first t contexts; of other files, the samples that have just t.
     """
+    if folder := prepared.folder_of(name):
+        return prepared.at_step(folder, split, time_step, count, seed)
     if name in GENERATED:
+        count = count or 200
         module = importlib.import_module(f"data.{name}")
         if hasattr(module, "sample_at"):
             return [module.sample_at(split, index, time_step, seed) for index in range(count)]
         samples = [module.sample(split, index, seed) for index in range(count)]
+    elif running.is_text(name):
+        samples = running.at_step(name, split, time_step, count, seed)
     else:
         samples = read_jsonl(_path(name, split))
     if any("options" in sample for sample in samples):
         samples = [sample | {"contexts": sample["contexts"][:time_step]} for sample in samples]
-    return [sample for sample in samples if len(sample["contexts"]) == time_step][:count]
+    return [sample for sample in samples if len(sample["contexts"]) == time_step][: count or None]
 
 
 def _path(name: str, split: str) -> Path:
     path = Path(name) / f"{split}.jsonl" if Path(name).is_dir() else Path(name)
+    if name in PREPARED:
+        raise ValueError(f"{name} is to be prepared first, from files of yours: python -m data.{name} PATH")
     if not path.is_file():
-        raise ValueError(f"no dataset or file {name!r}: take one of {', '.join(GENERATED)}, or a JSON-lines file")
+        raise ValueError(
+            f"no dataset or file {name!r}: take one of {', '.join(GENERATED + PREPARED)}, or a JSON-lines file"
+        )
     return path
 
 
@@ -115,7 +144,7 @@ def check(sample: object) -> None:
         value = sample.get(key, [])
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             raise ValueError(f"{key!r} is to be a list of strings")
-    for key in ("input", "target", "answer"):
+    for key in ("input", "target", "answer", "separator", "task"):
         if not isinstance(sample.get(key, ""), str):
             raise ValueError(f"{key!r} is to be a string")
     if not sample["target"]:

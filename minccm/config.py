@@ -10,6 +10,8 @@ UNTOLD = -1  # as vocab_size: Meta's params.json may leave it to the tokenizer, 
 
 @dataclass(frozen=True)
 class LlamaConfig:
+    """The shape of a model. Raises ValueError, in one line, for sizes that no model has or that do not fit."""
+
     vocab_size: int
     dim: int  # width of the residual stream
     ffn_dim: int  # width inside SwiGLU

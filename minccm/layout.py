@@ -31,12 +31,15 @@ class Layout:
 def segments(tokenizer, sample: dict, reads: bool = True) -> tuple[list[list[int]], list[int], list[int]]:
     """Token ids of (contexts, input, target) of a sample: BOS stands first, a newline begins each later segment.
 
-    reads: False leaves the contexts out, and BOS begins the input.
+    A sample may have a "separator" of its own, which then stands before the target as well. reads: False leaves the
+    contexts out, and BOS begins the input.
     """
     texts = (sample["contexts"] if reads else []) + [sample["input"]]
+    between = tokenizer.after(sample["separator"]) if "separator" in sample else tokenizer.newline
     ids = [tokenizer.encode(text) for text in texts]
-    ids = [[tokenizer.bos_id] + ids[0]] + [tokenizer.newline + later for later in ids[1:]]
-    return ids[:-1], ids[-1], tokenizer.encode(sample["target"]) + [tokenizer.eos_id]
+    ids = [[tokenizer.bos_id] + ids[0]] + [between + later for later in ids[1:]]
+    input = ids[-1] + (between if "separator" in sample else [])
+    return ids[:-1], input, tokenizer.encode(sample["target"]) + [tokenizer.eos_id]
 
 
 def step_columns(
@@ -138,6 +141,7 @@ class Batch:
         return (self.comp_places + rows * self.tokens.shape[1]).flatten()
 
     def to(self, device) -> "Batch":
+        """The same batch on a device."""
         moved = {name: value.to(device) for name, value in vars(self).items() if name != "packed"}
         return Batch(**moved, packed=self.packed)
 

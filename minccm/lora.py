@@ -86,6 +86,7 @@ class ConditionalLinear(nn.Linear):
         self.lora_A = self.lora_B = None
 
     def add_lora(self, r: int, alpha: float, dropout: float) -> None:
+        """Adds A and B of rank r, scaled by alpha / r; dropout is of their input, in training."""
         device = self.weight.device
         self.lora_A = nn.Parameter(torch.empty(r, self.in_features, device=device))
         self.lora_B = nn.Parameter(torch.zeros(self.out_features, r, device=device))  # so training starts at the base

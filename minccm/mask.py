@@ -122,6 +122,7 @@ class Parallel:
         return torch.cat([x, slots.flatten(2, 3)], 2)
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """queries (B, heads, N, head_dim) over keys and values (B, H, N + M, head_dim) -> (B, heads, N, head_dim)."""
         gqa = queries.shape[1] != keys.shape[1]
         if self.flex is not None:
             flex = flex_attention if torch.compiler.is_compiling() else _flex()

@@ -30,9 +30,11 @@ class Memory:
     step: int = 0  # the time step to come
     position: int = 0  # text tokens so far
     tokens: int = 0  # text and COMP tokens so far
+    means: Tensor | None = None  # float64 (2, layers, kv heads, slots, head_dim): the slots, before they are rounded
 
     @classmethod
     def empty(cls, config: LlamaConfig, dtype: torch.dtype, device) -> "Memory":
+        """Mem(0): no pairs."""
         nothing = torch.empty(config.n_layers, config.n_kv_heads, 0, config.head_dim, dtype=dtype, device=device)
         return cls(nothing, nothing, Columns.of(columns()[:0], device))
 
@@ -83,13 +85,20 @@ class Memory:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of its keys and values."""
         return self.keys.nbytes + self.values.nbytes
 
     def extended(self, keys: Tensor, values: Tensor, added: Columns) -> "Memory":
         """With more columns behind those there are."""
         data = torch.cat([self.columns.data, added.data])
         keys, values = torch.cat([self.keys, keys], 2), torch.cat([self.values, values], 2)
-        return Memory(keys, values, Columns(data), self.step, self.position, self.tokens)
+        return Memory(keys, values, Columns(data), self.step, self.position, self.tokens, self.means)
+
+    def select(self, kept: Tensor) -> "Memory":
+        """With only the columns that `kept`, bool (M,), tells."""
+        keys, values = self.keys[:, :, kept], self.values[:, :, kept]
+        means = None if self.means is None else self.means[:, :, :, kept[self.columns.slot]]
+        return Memory(keys, values, self.columns[kept], self.step, self.position, self.tokens, means)
 
     def updated(
         self, method: Method, keys: Tensor, values: Tensor, added: Columns, slots: Columns, text: int
@@ -104,21 +113,29 @@ class Memory:
             memory = memory.merged(method, slots)
         # a later query: of a context, or of an input
         later = columns(step=self.step + 1, order=self.tokens + len(added.data), last=np.arange(2))
-        kept = visible(method, Columns.of(later, keys.device)[:, None], memory.columns).any(0)
-        return Memory(
-            memory.keys[:, :, kept],
-            memory.values[:, :, kept],
-            memory.columns[kept],
-            self.step + 1,
-            self.position + text,
-            self.tokens + len(added.data),
-        )
+        memory = memory.select(visible(method, Columns.of(later, keys.device)[:, None], memory.columns).any(0))
+        memory.step, memory.position = self.step + 1, self.position + text
+        memory.tokens = self.tokens + len(added.data)
+        return memory
 
     def merged(self, method: Method, slots: Columns) -> "Memory":
-        """With the slots of this step."""
-        rate = merge_rate(method, self.step).to(self.keys.device)[:, None]  # (1 or M, 1)
-        weights = slot_weights(method, self.columns, slots, self.step, rate).to(self.keys.dtype)  # (M, C)
-        return self.extended(weights @ self.keys, weights @ self.values, slots)
+        """With the slots of this step: (1 - a) times the last step's slot j plus a times the mean of what goes in.
+
+        In float64, which `means` keeps for the next step: a 16-bit mean no longer moves after a few hundred steps.
+        """
+        have, rate = self.columns, merge_rate(method, self.step).to(self.keys.device)[:, None]  # (1 or M, 1)
+        of = lambda some: torch.stack([self.keys[:, :, some], self.values[:, :, some]]).double()
+        means = of(have.slot) if self.means is None else self.means  # of the S slots there are
+        new = slots[:, None]  # (M, 1, 7) against (C, 7)
+        same = have.index == new.index
+        fresh = same & (have.kind != new.kind) & (have.step == self.step - method.delay)  # (M, C)
+        before = (same & (have.step == self.step - method.stride))[:, have.slot]  # (M, S)
+        taken, fresh = fresh.any(0), fresh.double() / fresh.sum(1, keepdim=True).clamp(min=1)
+        # (M, S) @ (2, layers, kv heads, S, head_dim)
+        merged = rate * (fresh[:, taken] @ of(taken)) + (1 - rate) * (before.double() @ means)
+        memory = self.extended(*merged.to(self.keys.dtype), slots)
+        memory.means = torch.cat([means, merged], 3)
+        return memory
 
 
 def slot_weights(method: Method, have: Columns, slots: Columns, step, rate) -> Tensor:

@@ -46,9 +46,11 @@ class Columns:
 
     @classmethod
     def of(cls, data: np.ndarray, device="cpu") -> "Columns":
+        """From data as `columns` makes it, int64 (..., 7)."""
         return cls(torch.from_numpy(data).to(device))
 
     def to(self, device) -> "Columns":
+        """The same columns on a device."""
         return Columns(self.data.to(device))
 
 
@@ -77,6 +79,7 @@ class Method:
     conditional: bool = True  # LoRA acts on COMP tokens alone; False: on every token, which is plain LoRA
     reads: bool = True  # False: contexts are left out altogether
     sink: bool = False  # BOS stays visible to everything
+    contexts: int | None = None  # train samples have no more contexts than this
 
     def of(self, model) -> "Method":
         """The same with the numbers that a model's adapter has learned in place."""
@@ -96,6 +99,18 @@ METHODS = {
             lambda q, k: k.comp & q.last,
         ),
         Method(
+            "gist-online",
+            "as ccm-concat-independent, trained on one context at a time",
+            lambda q, k: k.comp & q.last,
+            contexts=1,
+        ),
+        Method(
+            "ccm-concat-plain",
+            "as ccm-concat, with a plain LoRA that acts on text, too",
+            lambda q, k: k.comp,
+            conditional=False,
+        ),
+        Method(
             "ccm-merge",
             "the memory stays at n slots, a running mean over steps",
             lambda q, k: k.slot & (k.step == q.step - 1),
@@ -106,6 +121,13 @@ METHODS = {
             "as ccm-merge, with an exponential moving average of rate 0.5",
             lambda q, k: k.slot & (k.step == q.step - 1),
             rate=lambda t: 1.0 if t == 1 else 0.5,
+        ),
+        Method(
+            "ccm-merge-plain",
+            "as ccm-merge, with a plain LoRA that acts on text, too",
+            lambda q, k: k.slot & (k.step == q.step - 1),
+            rate=lambda t: 1 / t,
+            conditional=False,
         ),
         Method(
             "ccm-merge-independent",
@@ -153,7 +175,7 @@ def visible(method: Method, q: Columns, k: Columns) -> Tensor:
 
 def merge_rate(method: Method, step: int) -> Tensor:
     """a_t of a step, float64 (1,), or (n,) where the slots have rates of their own."""
-    return torch.as_tensor(method.rate((step - method.delay) // method.stride + 1)).double().flatten()
+    return torch.as_tensor(method.rate((step - method.delay) // method.stride + 1), dtype=torch.float64).flatten()
 
 
 def merge_weights(method: Method, steps: int) -> Tensor:

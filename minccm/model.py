@@ -21,14 +21,18 @@ class Causal:
     """The view of an ordinary language model: the tokens' own keys and values, each token sees those not after it."""
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Of a layer, from the tokens' keys and values (B, kv heads, N, head_dim), those to attend to."""
         return keys, values
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """queries (B, heads, N, head_dim) -> (B, heads, N, head_dim)."""
         gqa = queries.shape[1] != keys.shape[1]
         return F.scaled_dot_product_attention(queries, keys, values, is_causal=True, enable_gqa=gqa)
 
 
 class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps), times a learned weight (dim,)."""
+
     def __init__(self, dim: int, eps: float):
         super().__init__()
         self.eps, self.weight = eps, nn.Parameter(torch.ones(dim))
@@ -69,6 +73,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
+    """Grouped-query attention over what the view holds; q, k, v and o can carry LoRA."""
+
     def __init__(self, config: LlamaConfig):
         super().__init__()
         self.head_dim = config.head_dim
@@ -111,6 +117,8 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
+    """Attention and SwiGLU, each after a norm and added to the residual stream."""
+
     def __init__(self, config: LlamaConfig):
         super().__init__()
         self.input_layernorm = RMSNorm(config.dim, config.norm_eps)
@@ -149,6 +157,7 @@ class Transformer(nn.Module):
         self.frequencies = rope_frequencies(config)
 
     def tie_weights(self) -> None:
+        """Where the config says so, lm_head is the table of embeddings itself."""
         if self.config.tied_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
 

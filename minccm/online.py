@@ -30,6 +30,7 @@ class Recursive:
         self.mask = visible(method, added[:, None], seen)  # (N, M + N)
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """keys and values (1, H, N, head_dim) -> (1, H, M + N, head_dim): [memory; the step's own]."""
         self.keys.append(keys[0])
         self.values.append(values[0])
         return (
@@ -38,6 +39,7 @@ class Recursive:
         )
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """queries (1, heads, N, head_dim) over keys and values (1, H, M + N, head_dim) -> (1, heads, N, head_dim)."""
         gqa = queries.shape[1] != keys.shape[1]
         if self.attention is not None:  # of the step's COMP tokens to its text
             text = keys[0, :, len(self.memory) :][:, ~self.comp].repeat_interleave(queries.shape[1] // keys.shape[1], 0)
@@ -120,8 +122,9 @@ class Session:
         comp = added.comp.nonzero()[:, 0]
         gate = lora_gate(comp, self.method.conditional, self.adapted)
         view = Recursive(self.method, memory, added, watch)
-        logits = self.model(tokens, positions, view, comp, gate)  # (1, N, vocab_size)
-        return logits[0], torch.stack(view.keys), torch.stack(view.values), added, slots, view.attention
+        rows = torch.arange(tokens.shape[1] if last else 0, device=self.device)  # a context is not predicted from
+        logits = self.model(tokens, positions, view, comp, gate, rows)  # (N, vocab_size)
+        return logits, torch.stack(view.keys), torch.stack(view.values), added, slots, view.attention
 
 
 def sample(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator | None = None) -> int:

@@ -29,7 +29,12 @@ class Tokenizer:
         """Token ids of text, without BOS or EOS."""
         return self._encode(text)
 
+    def after(self, text: str) -> list[int]:
+        """Token ids of text that goes on behind a word, and not from the begin: no space is put before it."""
+        return self.encode("a" + text)[1:]
+
     def decode(self, ids: list[int]) -> str:
+        """The text of token ids."""
         return self._decode(ids)
 
     def mark(self, text: str) -> list[int]:
@@ -104,4 +109,7 @@ def train_tokenizer(lines, path: str | Path, vocab_size: int) -> None:
                 minloglevel=2,
             )
 
-    write_whole(Path(path), train)
+    try:
+        write_whole(Path(path), train)
+    except RuntimeError as error:
+        raise ValueError(f"a tokenizer of {vocab_size} pieces is too much for this text ({error})") from None

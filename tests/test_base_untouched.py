@@ -21,11 +21,13 @@ def test_first_context_is_read_by_the_base(name, context, input, target):
     method, n = get_method(name), 2
     batch = collate([[lay_out(method, n, 40, [context], input, target)]])
     adapted = random_model(n, torch.float32, learned=method.learned)
-    got = adapted(batch.tokens, batch.positions, Parallel(method, batch, torch.float32), batch.comp, batch.comp)
+    view = Parallel(method.of(adapted), batch, torch.float32)
+    got = adapted(batch.tokens, batch.positions, view, batch.comp, batch.comp)
     bare = random_model(n, torch.float32, learned=method.learned)
     bare.load_state_dict(adapted.state_dict())
     bare.comp_embeddings.data.zero_()
-    expected = bare(batch.tokens, batch.positions, Parallel(method, batch, torch.float32), batch.comp, None)
+    view = Parallel(method.of(bare), batch, torch.float32)
+    expected = bare(batch.tokens, batch.positions, view, batch.comp, None)
     assert torch.equal(got[0, : len(context)], expected[0, : len(context)])
     assert not torch.equal(got[0, len(context) :], expected[0, len(context) :])  # and the rest is not
 

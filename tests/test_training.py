@@ -1,5 +1,6 @@
 """Training: it learns, it survives a kill at any moment, and a resumed run is the same run."""
 
+import argparse
 import json
 import os
 import signal
@@ -14,13 +15,14 @@ from safetensors.torch import load_file
 import data
 from minccm.checkpoint import load_adapter, load_model, save_adapter, save_model
 from minccm.config import LlamaConfig
+from minccm.distill import divergence
 from minccm.layout import collate, lay_out, segments
 from minccm.mask import predict
 from minccm.methods import get_method
 from minccm.model import Transformer
 from minccm.tokenizer import Tokenizer
 from tests.conftest import ROOT
-from train import answer_lengths
+from train import Steps, answer_lengths
 
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}  # bit for bit also on a machine that is busy with other tests
 
@@ -191,3 +193,48 @@ def test_adapters_and_models_survive_a_round_trip(micro, tmp_path):
     save_adapter(tmp_path / "b", fresh, method, n)
     for name in ("adapter.json", "adapter.safetensors"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_recurrent_training_is_the_same_training(micro, tmp_path):
+    """--recurrent gives the losses of parallel training, step by step of the optimizer."""
+    for name, more in (("parallel", ()), ("recurrent", ("--recurrent",))):
+        train(micro, tmp_path / name, "--dropout", "0", "--method", "ccm-merge", *more)
+    assert losses(tmp_path / "parallel") == pytest.approx(losses(tmp_path / "recurrent"), abs=1e-4)
+
+
+def test_the_best_checkpoint_is_kept(micro, tmp_path):
+    """With --validate the adapter of the lowest validation loss stays, and --patience stops when none is lower."""
+    options = ("--lr", "1", "--validate", "8", "--patience", "2", "--steps", "40", "--n", "1")
+    train(micro, tmp_path, *options)
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    validated = {entry["step"]: entry["validation"] for entry in log if "validation" in entry}
+    best = min(validated, key=validated.get)
+    assert json.loads((tmp_path / "adapter.json").read_text())["steps"] == best
+    assert max(validated) == best + 4 < 40  # every second step is a checkpoint: two of them without a better one
+
+
+def test_distillation_is_from_full_context(tiny):
+    """The teacher's predictions, from the student's own batch, are those with full context; its divergence is KL."""
+    model, tokenizer = load_model(tiny), Tokenizer(tiny)
+    model.add_adapter(n=2)
+    for name in ("ccm-concat", "ccm-merge", "compressive", "gist"):
+        parts = segments(tokenizer, data.source("dialog", "train")(3))
+        student, full = (lay_out(get_method(which), 2, tokenizer.vocab_size, *parts) for which in (name, "full"))
+        logits, rows = predict(model, get_method(name), collate([[student]]))
+        taught, _ = predict(model, get_method("full"), collate([[full]]), adapted=False)
+        expected = (taught.softmax(-1) * (taught.log_softmax(-1) - logits.log_softmax(-1))).sum()
+        got = divergence(model, get_method(name), collate([[student]]), logits, rows)
+        assert expected.item() > 1
+        torch.testing.assert_close(got, expected, atol=1e-3, rtol=1e-3)
+
+
+def test_gist_online_trains_on_one_context(micro):
+    """Its samples have one context, where those of the method it runs as have many."""
+    counts = {}
+    for name in ("gist-online", "ccm-concat-independent"):
+        options = argparse.Namespace(steps=2, batch=8, grow=0, text_weight=0.0, row_tokens=10**6)
+        model, tokenizer = load_model(micro), Tokenizer(micro)
+        source = data.source("persona", "train")
+        (batch,) = Steps(source, tokenizer, model.config, get_method(name), 2, options)[0]
+        counts[name] = int(batch.columns.step.max())
+    assert counts["gist-online"] == 1 and counts["ccm-concat-independent"] > 4

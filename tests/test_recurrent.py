@@ -1,0 +1,36 @@
+"""Recurrent training computes what parallel training computes, only step after step: for every method, in float64."""
+
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minccm.layout import collate, lay_out
+from minccm.mask import predict
+from minccm.recurrent import predict_recurrent
+from tests.conftest import random_model
+from tests.test_parallel_is_recursive import batches, methods
+
+
+def loss_and_gradients(forward, method, n, layouts):
+    model, batch = random_model(n, learned=method.learned), collate([[layout] for layout in layouts])
+    logits, rows = forward(model, method, batch)
+    losses = F.cross_entropy(logits, batch.labels.flatten()[rows], reduction="none")
+    loss = (losses * batch.weights.flatten()[rows]).sum()
+    loss.backward()
+    gradients = {name: p.grad for name, p in model.adapter_state().items()}
+    return loss.detach(), {
+        name: 0 * p if gradients[name] is None else gradients[name] for name, p in model.adapter_state().items()
+    }
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(methods, st.integers(1, 4), batches, st.sampled_from([0.0, 0.5]))
+def test_the_same_loss_and_gradients(method, n, batch, text_weight):
+    """Of batches of unequal samples, with and without a loss on the other text: within 1e-9."""
+    layouts = [lay_out(method, n, 40, *sample, text_weight) for sample in batch]
+    loss, gradients = loss_and_gradients(predict, method, n, layouts)
+    again, others = loss_and_gradients(predict_recurrent, method, n, layouts)
+    torch.testing.assert_close(again, loss, atol=1e-9, rtol=1e-9)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(others[name], gradient, atol=1e-9, rtol=1e-9)

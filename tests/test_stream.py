@@ -1,0 +1,147 @@
+"""Streaming: the authors' numbers, in whatever pieces a text is read, in a cache that does not grow."""
+
+import itertools
+import json
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from measure.stability import drift
+from minccm.checkpoint import load_adapter, load_model
+from minccm.layout import step_columns
+from minccm.memory import Memory
+from minccm.methods import Columns, get_method
+from minccm.stream import Stream
+from tests.conftest import oracle, random_model
+
+FOLDER = oracle("ccm")
+PATH = FOLDER / "stream_cases.json"
+CASES = json.loads(PATH.read_text()) if PATH.is_file() else []
+
+
+@pytest.mark.skipif(not CASES, reason=f"no recorded numbers at {PATH}: set MINCCM_ORACLE")
+@pytest.mark.parametrize("stretch", [None, 1], ids=["by stretches", "token by token"])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
+def test_the_authors_numbers(case, stretch):
+    """The negative log-likelihood of every token within 1e-4, and the size of the cache before each."""
+    model = load_model(FOLDER / "base")
+    method, n = load_adapter(model, FOLDER / case["adapter"])
+    recorded = load_file(FOLDER / f"{case['name']}.safetensors")
+    sizes = {name: case[name] for name in ("window", "chunk", "memory", "sink")}
+    stream = Stream(model, method if case["compressed"] else None, n, **sizes)
+    before, nll = [], []
+    ids, length = recorded["tokens"].tolist(), 0
+    for piece in stream.score(ids, stretch):
+        before += range(length, length + len(piece))
+        nll.append(piece)
+        length = len(stream)
+    torch.testing.assert_close(torch.cat(nll), recorded["nll"], atol=1e-4, rtol=0)
+    assert before == recorded["kv_length"].tolist()
+
+
+METHODS = ["ccm-concat", "ccm-merge", "ccm-merge-ema", "ccm-concat-independent", "ccm-merge-independent", "compressive"]
+
+
+@st.composite
+def streams(draw):
+    """Arguments of Stream, and lengths of the pieces in which a text is read."""
+    n = draw(st.integers(1, 3))
+    chunk, memory, sink = draw(st.integers(n + 1, 9)), n * draw(st.integers(1, 3)), draw(st.integers(0, 3))
+    window = sink + memory + chunk + draw(st.integers(0, 12))
+    method = get_method(draw(st.sampled_from(METHODS))) if draw(st.integers(0, 5)) else None
+    pieces = draw(st.lists(st.integers(1, 40), min_size=1, max_size=8))
+    return (method, n, window, chunk, memory, sink), pieces
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(streams(), st.integers(0, 99))
+def test_pieces_do_not_matter(arguments, seed):
+    """Logits are the same, within 1e-9 in float64, in any pieces, by stretches and token by token."""
+    (method, n, *sizes), pieces = arguments
+    model = random_model(n)
+    ids = torch.randint(3, 40, (sum(pieces),), generator=torch.Generator().manual_seed(seed)).tolist()
+    expected = Stream(model, method, n, *sizes).read(ids)
+    stream, one = Stream(model, method, n, *sizes), Stream(model, method, n, *sizes)
+    starts = [0, *itertools.accumulate(pieces)]
+    got = torch.cat([stream.read(ids[a:b]) for a, b in zip(starts, starts[1:])])
+    torch.testing.assert_close(got, expected, atol=1e-9, rtol=1e-9)
+    lengths = []
+    for id, logits in zip(ids, expected):
+        torch.testing.assert_close(one.read([id])[0], logits, atol=1e-9, rtol=1e-9)
+        lengths.append(len(one))
+    assert max(lengths) <= sizes[0] and len(stream) == len(one)
+
+
+def test_the_window_is_as_large_as_the_cache():
+    """At every token the sliding window holds as many pairs as compression does, of equal positions."""
+    for memory in (2, 5, 8):
+        one = Stream(random_model(2), get_method("ccm-concat"), 2, 30, 10, memory)
+        other = Stream(random_model(2), None, 2, 30, 10, memory)
+        for id in range(3, 40):
+            one.read([id] * 3), other.read([id] * 3)
+            assert len(one) == len(other) and one.nbytes == other.nbytes
+
+
+@pytest.mark.parametrize("sink", [0, 1, 4])
+def test_what_is_kept(sink):
+    """The sink stays what it was; merged memory is the mean of what was compressed, concatenated the newest of it."""
+    ids = torch.randint(3, 40, (400,), generator=torch.Generator().manual_seed(0)).tolist()
+    for name in ("ccm-merge", "ccm-concat"):
+        stream, comps = Stream(random_model(2), get_method(name), 2, 40, 10, 6, sink), []
+        compress = stream._compress
+        stream._compress = lambda comp, seen=comps, compress=compress: (seen.append(comp), compress(comp))
+        stream.read(ids[:30])
+        first = stream.memory.keys[:, :, :sink].clone()
+        stream.read(ids[30:])
+        assert torch.equal(stream.memory.keys[:, :, :sink], first) and len(comps) > 20
+        held = torch.stack([stream.memory.keys, stream.memory.values])[:, :, :, sink:]
+        expected = torch.stack(comps).mean(0) if name == "ccm-merge" else torch.cat(comps[-3:], 3)
+        torch.testing.assert_close(held, expected, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["ccm-merge", "ccm-merge-ema"])
+def test_the_running_mean_is_exact(name):
+    """Over 3,000 steps in bf16 the mean stays within 1e-6 of an average in float64; in bf16 it would stand still."""
+    method, n, steps = get_method(name), 1, 3000
+    memory = Memory.empty(random_model(1).config, torch.bfloat16, "cpu")
+    generator = torch.Generator().manual_seed(0)
+    comps = (torch.randn(2, 2, 2, steps, 4, generator=generator) + 3).bfloat16()
+    expected = torch.zeros(2, 2, 2, 1, 4, dtype=torch.float64)
+    for step in range(steps):
+        added, slot = map(Columns.of, step_columns(method, n, [0], step, memory.tokens, answers=False)[1:])
+        memory = memory.updated(method, *comps[:, :, :, step : step + 1], added, slot, text=0)
+        rate = method.rate(step + 1)
+        expected = (1 - rate) * expected + rate * comps[:, :, :, step : step + 1].double()
+    assert len(memory) == n
+    if name == "ccm-merge":
+        torch.testing.assert_close(expected, comps.double().mean(3, keepdim=True), atol=1e-9, rtol=0)
+    torch.testing.assert_close(memory.means, expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(memory.keys, expected[0].bfloat16(), atol=0, rtol=0)
+
+
+def test_drift_is_what_it_says():
+    """Perplexity of the last fifth (1,000 tokens at least), a cache that does not grow, a mean that is one."""
+    model = random_model(2, torch.float32)
+    ids = torch.randint(3, 40, (3001,), generator=torch.Generator().manual_seed(0)).tolist()
+    make = lambda: Stream(model, get_method("ccm-merge"), 2, 40, 10, 2)
+    rows = drift(make(), iter(ids), 3000, "")
+    nll = torch.cat(list(make().score(ids)))
+    assert [row["tokens"] for row in rows] == [1000, 3000]
+    for row, part in zip(rows, (nll[:1000], nll[2000:])):
+        assert row["perplexity"] == pytest.approx(math.exp(part.double().mean()), rel=1e-4)
+        assert row["finite"] and row["error"] < 1e-6
+
+
+def test_numbers_that_leave_no_room():
+    """Sizes that cannot work, and methods that keep nothing of a chunk."""
+    model = random_model(2)
+    for sizes in ((20, 16, 8), (40, 2, 8), (40, 16, 1)):
+        with pytest.raises(ValueError, match="no room"):
+            Stream(model, get_method("ccm-concat"), 2, *sizes)
+    for name in ("full", "none", "gist"):
+        with pytest.raises(ValueError, match="keeps no memory of a chunk"):
+            Stream(model, get_method(name), 2)
