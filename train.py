@@ -17,6 +17,7 @@ import os
 import shutil
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -264,7 +265,8 @@ def main():
 
     kept = {"loss": math.inf, "stale": 0}  # of the checkpoint that is kept, and how many came after it
     first = resume(out, options, trained, optimizer, kept) if options.resume else 0
-    torch.manual_seed(options.seed + ranks.RANK + first) if ranks.RANK else None  # what is dropped differs
+    if not ranks.MAIN:
+        torch.manual_seed(options.seed + ranks.RANK + first)  # what is dropped differs
     log = open(out / "log.jsonl" if ranks.MAIN else os.devnull, "a" if first else "w", buffering=1)
     steps = Steps(source, tokenizer, model.config, method, options.n, options)
     held_out = held_out_batches(tokenizer, model.config, method, options) if options.validate else []
@@ -290,10 +292,8 @@ def main():
         for batch in batches:
             batch = batch.to(device)
             with autocast:
-                if options.recurrent:
-                    logits, rows = predict_recurrent(model, method, batch)  # (R, vocab_size)
-                else:
-                    logits, rows = predict(model, method, batch, flex=options.pack)  # (R, vocab_size)
+                forward = predict_recurrent if options.recurrent else partial(predict, flex=options.pack)
+                logits, rows = forward(model, method, batch)  # (R, vocab_size)
                 losses = F.cross_entropy(logits.float(), batch.labels.flatten()[rows], reduction="none")  # (R,)
                 loss = (losses * batch.weights.flatten()[rows]).sum() / weight
                 if options.distill:
