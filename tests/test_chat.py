@@ -436,7 +436,7 @@ def test_commands(run, tmp_path):
     assert reply["user"] == SAID[0] and reply["step"] == 2 and reply["slots"] == 4
     assert [row["slots"] for row in memory["memory"]] == [2, 2]
     assert list(compared["answers"]) == ["ccm-concat", "full", "none"]
-    assert method["method"] == "ccm-merge" and (method["step"], method["slots"]) == (2, 16)
+    assert method["method"] == "ccm-merge" and (method["step"], method["slots"]) == (2, 32)
     assert "memory" in help["help"] and undo["slots"] == 0 and other["step"] == 2
     assert transcript.read_text() == f"User: {SAID[0]}\nBot: {reply['bot']}\n"
     assert full["step"] == full["slots"] == 0

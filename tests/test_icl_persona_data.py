@@ -67,7 +67,7 @@ def test_a_sample_is_well_formed(module, split, seed, index):
     assert len(sample["contexts"]) == 16
     assert 2 <= len(set(sample["options"])) == len(sample["options"]) <= 4
     assert all(text.isascii() and text == text.strip() and "\n" not in text and "{" not in text for text in texts)
-    assert not any(context.startswith(sample["input"]) for context in sample["contexts"])
+    assert not any(context.startswith(sample["input"] + " ") for context in sample["contexts"])
 
 
 @each_module

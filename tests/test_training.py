@@ -204,13 +204,15 @@ def test_recurrent_training_is_the_same_training(micro, tmp_path):
 
 def test_the_best_checkpoint_is_kept(micro, tmp_path):
     """With --validate the adapter of the lowest validation loss stays, and --patience stops when none is lower."""
-    options = ("--lr", "1", "--validate", "8", "--patience", "2", "--steps", "40", "--n", "1")
-    train(micro, tmp_path, *options)
-    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    validated = {entry["step"]: entry["validation"] for entry in log if "validation" in entry}
-    best = min(validated, key=validated.get)
-    assert json.loads((tmp_path / "adapter.json").read_text())["steps"] == best
-    assert max(validated) == best + 4 < 40  # every second step is a checkpoint: two of them without a better one
+    options = ("--validate", "8", "--patience", "2", "--steps", "20", "--n", "1")
+    for lr in ("1", "0"):
+        train(micro, tmp_path / lr, "--lr", lr, *options)
+        log = [json.loads(line) for line in (tmp_path / lr / "log.jsonl").read_text().splitlines()]
+        validated = {entry["step"]: entry["validation"] for entry in log if "validation" in entry}
+        best = min(validated, key=validated.get)
+        assert json.loads((tmp_path / lr / "adapter.json").read_text())["steps"] == best
+        assert max(validated) == min(best + 4, 20)  # every second step is a checkpoint: two without a better one
+    assert best == 2  # at a rate of 0 none is better than the first
 
 
 def test_distillation_is_from_full_context(tiny):
@@ -232,7 +234,7 @@ def test_gist_online_trains_on_one_context(micro):
     """Its samples have one context, where those of the method it runs as have many."""
     counts = {}
     for name in ("gist-online", "ccm-concat-independent"):
-        options = argparse.Namespace(steps=2, batch=8, grow=0, text_weight=0.0, row_tokens=10**6)
+        options = argparse.Namespace(steps=2, batch=8, grow=0, text_weight=0.0, row_tokens=10**6, pack=False)
         model, tokenizer = load_model(micro), Tokenizer(micro)
         source = data.source("persona", "train")
         (batch,) = Steps(source, tokenizer, model.config, get_method(name), 2, options)[0]
