@@ -232,7 +232,7 @@ def test_gist_online_trains_on_one_context(micro):
     """Its samples have one context, where those of the method it runs as have many."""
     counts = {}
     for name in ("gist-online", "ccm-concat-independent"):
-        options = argparse.Namespace(steps=2, batch=8, grow=0, text_weight=0.0, row_tokens=10**6)
+        options = argparse.Namespace(steps=2, batch=8, grow=0, text_weight=0.0, row_tokens=10**6, pack=False)
         model, tokenizer = load_model(micro), Tokenizer(micro)
         source = data.source("persona", "train")
         (batch,) = Steps(source, tokenizer, model.config, get_method(name), 2, options)[0]
