@@ -3,12 +3,12 @@
     python eval.py --data dialog                  # the model that ships: none, full, and each adapter beside it
     python eval.py --data icl --adapter DIR --json result.json --picture result.png
     python eval.py --masks masks.png              # who sees whom, for every method
-    python eval.py --bench all --model random:7b  # speed, beside the machine's own limits
     python eval.py --stream FILE                  # a long text in a cache of fixed size: measure/stream.py
     python eval.py --stability                    # the same over 1,000,000 tokens: measure/stability.py
     python eval.py --show attention               # or mask, memory: measure/inside.py
     python eval.py --costs                        # time, memory and FLOP by length of context: measure/costs.py
     python eval.py --method-picture method.png    # the method over time
+    python eval.py --bench all --model random:7b  # speed, beside the machine's own limits
 
 Perplexity is over the target's tokens without EOS. Recall is the share of answers of which every token is the likeliest
 one, given the true target before it. Accuracy takes the option of the highest log-likelihood: by the sum over its
@@ -34,7 +34,7 @@ from tqdm import tqdm
 import data
 from data import dialog
 from minccm import cli
-from minccm.checkpoint import load_adapter, load_model
+from minccm.checkpoint import load_adapter
 from minccm.files import make_folder, write_text, write_whole
 from minccm.layout import Layout, check_length, collate, group, lay_out, segments
 from minccm.mask import predict
@@ -293,7 +293,6 @@ def main():
     add("--json", type=Path, default=None, help="write the table there, as a list of rows")
     add("--picture", type=Path, default=None, help="draw the table there")
     add("--masks", type=Path, default=None, help="draw the masks of all methods there, and do nothing else")
-    add("--bench", choices=["train", "decode", "serve", "all"], help="measure speed, and do nothing else")
     add("--stream", default=None, help="stream this text file through a cache of fixed size, and do nothing else")
     add("--stability", action="store_true", help="perplexity and recall over very long texts, and nothing else")
     add("--jobs", type=int, default=1, help="--stability: so many lines of the tables at the same time")
@@ -306,16 +305,9 @@ def main():
     add("--tokens", type=int, default=None, help="--stream: only so many tokens of the file")
     add("--token-by-token", type=int, default=0, help="--stream: read so many tokens one by one as well, to compare")
     add("--method-picture", type=Path, default=None, help="draw how the method works there, and do nothing else")
+    add("--bench", choices=["train", "decode", "serve", "all"], help="measure speed, and do nothing else")
     options = parser.parse_args()
-    if options.bench:
-        from measure import bench
-
-        rows = bench.run(options.bench, load_model(options.model, *cli.device_and_dtype(options)))
-        if options.json:
-            make_folder(options.json.parent)
-            write_text(options.json, json.dumps(rows, indent=1) + "\n")
-        return
-    for name in ("stability", "stream", "costs", "show"):
+    for name in ("stability", "stream", "costs", "show", "bench"):
         if vars(options)[name]:
             return importlib.import_module(f"measure.{name if name != 'show' else 'inside'}").main(options)
     if options.masks or options.method_picture:

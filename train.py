@@ -211,6 +211,8 @@ def main():
         raise ValueError(f"--batch {options.batch} leaves some of {ranks.COUNT} processes without a sample")
     if (options.pretrain and ranks.COUNT > 1) or (options.shard and ranks.COUNT == 1):
         raise ValueError("torchrun is for adapters, whose base --shard spreads over its processes")
+    if options.validate and ranks.COUNT > 1:
+        raise ValueError("--validate is for a single process")
     options.grow = (1.6 if device.type == "cpu" else 0.5) if options.grow is None else options.grow
     method = get_method(options.method, options.sink)
     if options.n is None and not options.adapter:
@@ -313,14 +315,13 @@ def main():
         checkpoint = (step + 1) % options.save_every == 0 or step + 1 == options.steps
         if checkpoint and held_out:
             with autocast:
-                entry["validation"] = held_out_loss(model, method, held_out)
+                entry["validation"] = held_out_loss(model, method, held_out, options.pack)
         log.write(json.dumps(entry | {"s": time.perf_counter() - started}) + "\n")
         bar.set_postfix_str(f"loss {total:.3f}, {speed:,.0f} tokens/s")
-        if checkpoint:
+        if checkpoint and ranks.MAIN:
             better = entry.get("validation", -math.inf) < kept["loss"]
             kept = {"loss": entry["validation"], "stale": 0} if better and held_out else kept
             kept["stale"] += not better
-        if checkpoint and ranks.MAIN:
             save(out, options, trained, optimizer, step + 1, kept)
             if better and options.pretrain and held_out:
                 save_model(out, model)
@@ -341,8 +342,9 @@ def main():
         model = load_model(out, device, dtype)  # as it was written, in bf16
         runs = BASELINES
     else:
-        for name, value in load_file(out / "adapter.safetensors").items():  # the one that was kept
-            trained[name].data.copy_(value)
+        if held_out:  # the one that was kept
+            for name, value in load_file(out / "adapter.safetensors").items():
+                trained[name].data.copy_(value)
         label = "full, trained" if method.name == "full" else method.name
         runs = BASELINES + [Run(method, options.n, label=label)]
     if options.eval_samples:
@@ -366,12 +368,12 @@ def held_out_batches(tokenizer: Tokenizer, config: LlamaConfig, method: Method, 
 
 
 @torch.no_grad()
-def held_out_loss(model: Transformer, method: Method, batches: list[Batch]) -> float:
+def held_out_loss(model: Transformer, method: Method, batches: list[Batch], flex: bool) -> float:
     """Cross-entropy of the targets in nats a token, EOS included, without dropout."""
     model.eval()
     total = count = 0.0
     for batch in batches:
-        logits, rows = predict(model, method, batch := batch.to(model.embed_tokens.weight.device))
+        logits, rows = predict(model, method, batch := batch.to(model.embed_tokens.weight.device), flex)
         total += float(F.cross_entropy(logits.float(), batch.labels.flatten()[rows], reduction="sum"))
         count += len(rows)
     model.train()

@@ -13,6 +13,7 @@ of a memory of 8 pairs (ccm-merge), 128 (ccm-concat), or 800 (full context), whi
 """
 
 import gc
+import json
 import time
 from collections.abc import Callable
 
@@ -22,7 +23,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from minccm import cli
+from minccm.checkpoint import load_model
 from minccm.fast import Conversations
+from minccm.files import make_folder, write_text
 from minccm.layout import Batch, collate, lay_out
 from minccm.mask import predict
 from minccm.methods import COMP, Columns, Method, columns, get_method
@@ -259,6 +263,14 @@ def table(rows: list[dict], limit: dict) -> Table:
             name, *of, batch, f"{row['figure']:.4g} {unit}", f"{row['limit']:.4g}", f"{100 * row['share']:.0f}%"
         )
     return out
+
+
+def main(options) -> None:
+    """eval.py --bench."""
+    rows = run(options.bench, load_model(options.model, *cli.device_and_dtype(options)))
+    if options.json:
+        make_folder(options.json.parent)
+        write_text(options.json, json.dumps(rows, indent=1) + "\n")
 
 
 def run(which: str, model: Transformer, row_tokens: int | None = None) -> list[dict]:

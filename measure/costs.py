@@ -35,12 +35,12 @@ def flops(config: LlamaConfig, tokens: int, before: int, comp: int = 0, r: int =
     pass itself (what a mask hides is computed, too). logits: rows that are sent through the vocabulary.
     """
     queries, keys = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
-    projections = [(config.dim, queries), (config.dim, keys), (config.dim, keys), (queries, config.dim)]
-    linear = sum(a * b for a, b in projections) + 3 * config.dim * config.ffn_dim
-    lora = sum(r * (a + b) for a, b in projections)
-    attention = 2 * queries * (before + tokens)  # q k and p v
-    layer = tokens * (linear + attention) + comp * lora
-    return 2 * (config.n_layers * layer + logits * config.dim * config.vocab_size)
+    seen = tokens * 2 * queries * (before + tokens)  # q k and p v
+    qkv = tokens * config.dim * (queries + 2 * keys) + comp * r * (3 * config.dim + queries + 2 * keys)
+    after = config.dim * (queries + 3 * config.ffn_dim)  # of a token: o and SwiGLU
+    others = config.n_layers - 1  # the last block goes on with those rows alone that are predicted from
+    rest = (others * tokens + logits) * after + others * comp * r * (queries + config.dim)
+    return 2 * (config.n_layers * (qkv + seen) + rest + logits * config.dim * config.vocab_size)
 
 
 def step_flops(config: LlamaConfig, length: int, n: int | None, merged: bool = False) -> int:

@@ -137,4 +137,4 @@ def project(
         keep = F.dropout(torch.ones(len(gate), x.shape[-1], dtype=first.lora_A.dtype, device=x.device), first.dropout)
     a, b = (torch.cat([getattr(p, name) for p in projections]) for name in ("lora_A", "lora_B"))
     y = OnRows.apply(x.flatten(0, 1), joint, gate, keep, first.scale, sizes, a, b)
-    return y.view(*x.shape[:2], y.shape[1]).split(sizes, -1)
+    return y.view(*x.shape[:2], y.shape[-1]).split(sizes, -1)

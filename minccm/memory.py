@@ -119,20 +119,18 @@ class Memory:
         return memory
 
     def merged(self, method: Method, slots: Columns) -> "Memory":
-        """With the slots of this step: (1 - a) times the last step's slot j plus a times the mean of what goes in.
+        """With the slots of this step, see slot_weights.
 
         In float64, which `means` keeps for the next step: a 16-bit mean no longer moves after a few hundred steps.
         """
         have, rate = self.columns, merge_rate(method, self.step).to(self.keys.device)[:, None]  # (1 or M, 1)
+        weights = slot_weights(method, have, slots, self.step, rate)  # (M, C)
+        used = (weights != 0).any(0)  # of the C columns few, for most are text
         of = lambda some: torch.stack([self.keys[:, :, some], self.values[:, :, some]]).double()
         means = of(have.slot) if self.means is None else self.means  # of the S slots there are
-        new = slots[:, None]  # (M, 1, 7) against (C, 7)
-        same = have.index == new.index
-        fresh = same & (have.kind != new.kind) & (have.step == self.step - method.delay)  # (M, C)
-        before = (same & (have.step == self.step - method.stride))[:, have.slot]  # (M, S)
-        taken, fresh = fresh.any(0), fresh.double() / fresh.sum(1, keepdim=True).clamp(min=1)
-        # (M, S) @ (2, layers, kv heads, S, head_dim)
-        merged = rate * (fresh[:, taken] @ of(taken)) + (1 - rate) * (before.double() @ means)
+        pairs = of(used)  # (2, layers, kv heads, U, head_dim)
+        pairs[:, :, :, have.slot[used]] = means[:, :, :, used[have.slot]]
+        merged = weights[:, used] @ pairs
         memory = self.extended(*merged.to(self.keys.dtype), slots)
         memory.means = torch.cat([means, merged], 3)
         return memory
