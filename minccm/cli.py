@@ -55,7 +55,7 @@ def device_and_dtype(options: argparse.Namespace) -> tuple[torch.device, torch.d
     except (RuntimeError, AssertionError):
         raise ValueError(f"--device {name} is not to be had on this machine: try --device cpu") from None
     torch.set_float32_matmul_precision("high")  # fp32 products by TF32, where there is such a thing
-    torch.backends.cuda.enable_cudnn_sdp(False)  # attention that plans anew, 0.1 to 2 s, for every new shape of batch
+    torch.backends.cuda.enable_cudnn_sdp(False)  # it plans for every new shape, longer than it then takes
     default = "fp32" if device.type == "cpu" else "bf16"
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     return device, dtype[default if options.dtype == "auto" else options.dtype]
