@@ -4,8 +4,7 @@
 
 With any adapter the base model reads and writes text exactly as before; what trains is how COMP tokens listen (q, k),
 what they keep (v) and how they mix it (o). Instead of multiplying by m, the COMP rows are gathered, sent through two
-small products, and added back in place, forward and backward: text costs nothing, and W, being frozen, needs nothing
-kept of it.
+small products, and added back (rows.py): text costs nothing.
 """
 
 import torch
@@ -13,69 +12,14 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from minccm.rows import OnRows
+
 ALL = True  # as `gate`: every token is adapted, which is plain LoRA (the paper's step 1; the compressive baseline)
 
 
 def lora_gate(comp: Tensor, conditional: bool, adapted: bool) -> Tensor | bool | None:
     """What LoRA acts on: the rows `comp` of COMP tokens, ALL tokens if it is plain, none if the adapter is left out."""
     return None if not adapted else comp if conditional else ALL
-
-
-class Rows(torch.autograd.Function):
-    """x[rows] of x (N, ...), for rows (R,) of which no two are the same, but for padding that no gradient comes from.
-
-    So its gradient is written, where autograd's own would be summed up in an order that changes from run to run.
-    """
-
-    @staticmethod
-    def forward(ctx, x: Tensor, rows: Tensor) -> Tensor:
-        ctx.save_for_backward(rows)
-        ctx.shape = x.shape
-        return x.index_select(0, rows)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor):
-        (rows,) = ctx.saved_tensors
-        return gradient.new_zeros(ctx.shape).index_copy(0, rows, gradient), None
-
-
-class OnRows(torch.autograd.Function):
-    """x W^T, and on the rows `gate` alone + scale * (keep * x) A^T B^T; W is frozen.
-
-    x (N, in), weight (out, in), gate (R,) as in Rows; keep (R, in), the dropout's factors, or None. Several adapters of
-    one x may stand together: a (parts * r, in), and b (out, r), of which sizes tells how many rows are whose.
-    """
-
-    @staticmethod
-    def forward(ctx, x, weight, gate, keep, scale, sizes, a, b):
-        y, rows = F.linear(x, weight), x.index_select(0, gate)
-        ctx.save_for_backward(weight, gate, keep, rows, a, b)
-        ctx.scale, ctx.sizes = scale, sizes
-        low = _low(rows, keep, a)[1].chunk(len(sizes), 1)
-        update = torch.cat([F.linear(*part) for part in zip(low, b.split(sizes))], 1) * scale
-        return _added(y, gate, update)
-
-    @staticmethod
-    def backward(ctx, dy):
-        weight, gate, keep, rows, a, b = ctx.saved_tensors
-        rows, low = _low(rows, keep, a)
-        d_update = (dy.index_select(0, gate).to(a.dtype) * ctx.scale).split(ctx.sizes, 1)
-        d_low = torch.cat([part @ b_ for part, b_ in zip(d_update, b.split(ctx.sizes))], 1)  # (R, parts * r)
-        d_b = torch.cat([part.T @ low_ for part, low_ in zip(d_update, low.chunk(len(ctx.sizes), 1))])
-        d_rows = d_low @ a if keep is None else d_low @ a * keep
-        return _added(dy @ weight, gate, d_rows), None, None, None, None, None, d_low.T @ rows, d_b
-
-
-def _added(y: Tensor, rows: Tensor, update: Tensor) -> Tensor:
-    """y with an update added to some rows, in place; compiled code finds for itself that this can be in place."""
-    put = y.index_copy if torch.compiler.is_compiling() else y.index_copy_
-    return put(0, rows, y.index_select(0, rows) + update.to(y.dtype))
-
-
-def _low(rows: Tensor, keep: Tensor | None, a: Tensor) -> tuple[Tensor, Tensor]:
-    """The rows of x after dropout, and their products with A (R, parts * r), in A's dtype."""
-    rows = rows.to(a.dtype) if keep is None else rows.to(a.dtype) * keep
-    return rows, F.linear(rows, a)
 
 
 class ConditionalLinear(nn.Linear):

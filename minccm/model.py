@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from minccm.config import LlamaConfig
-from minccm.lora import ALL, ConditionalLinear, Rows, project
+from minccm.lora import ALL, ConditionalLinear, project
+from minccm.rows import Rows
 
 
 class Causal:
