@@ -18,7 +18,6 @@ deviation.
 """
 
 import importlib
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,7 +34,7 @@ import data
 from data import dialog
 from minccm import cli
 from minccm.checkpoint import load_adapter
-from minccm.files import make_folder, write_text, write_whole
+from minccm.files import make_folder, write_json, write_whole
 from minccm.layout import Layout, check_length, collate, group, lay_out, segments
 from minccm.mask import predict
 from minccm.methods import Columns, Method, get_method, visible
@@ -351,8 +350,7 @@ def main():
     show(rows)
     show(distances, by="distance")
     if options.json:
-        make_folder(options.json.parent)
-        write_text(options.json, json.dumps(rows + distances, indent=1) + "\n")
+        write_json(options.json, rows + distances)
     if options.picture:
         picture(rows, options.picture)
 

@@ -187,8 +187,8 @@ def prepare_speed(model: Transformer, method: Method, options, device: torch.dev
     rows = row_tokens_for(model, options) if large else 2048 if device.type == "cpu" else 65536
     options.row_tokens = options.row_tokens or rows
     options.multiple = max(128, options.row_tokens // 16 // 128 * 128)
-    torch._dynamo.config.recompile_limit = 64
     if large if options.compile is None else options.compile:
+        torch._dynamo.config.recompile_limit = 64  # asked for here alone: to load the compiler takes seconds
         for block in model.layers:
             block.compile(dynamic=not options.pack)
 

@@ -5,7 +5,6 @@ python weights.py --model random:7b --out DIR       # random weights in LLaMA's 
 python weights.py --adapter runs/mine --out DIR     # an adapter of ours in the authors' layout
 """
 
-import json
 import re
 import shutil
 import threading
@@ -16,7 +15,7 @@ import torch
 
 from minccm import cli
 from minccm.checkpoint import AUTHORS_NAMES, load_model, read_ours, save_model
-from minccm.files import make_folder, write_text, write_whole
+from minccm.files import make_folder, write_json, write_whole
 
 
 def measure(source: str, device: torch.device, dtype: torch.dtype):
@@ -80,7 +79,7 @@ def export_adapter(folder: str | Path, out: str | Path) -> Path:
     config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": info["r"], "lora_alpha": info["alpha"]}
     config |= {"lora_dropout": 0.05, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"], "bias": "none"}
     config |= {"fan_in_fan_out": False, "inference_mode": True, "base_model_name_or_path": None}
-    write_text(folder / "adapter_config.json", json.dumps(config, indent=1) + "\n")
+    write_json(folder / "adapter_config.json", config)
     return folder
 
 

@@ -13,7 +13,6 @@ of a memory of 8 pairs (ccm-merge), 128 (ccm-concat), or 800 (full context), whi
 """
 
 import gc
-import json
 import time
 from collections.abc import Callable
 
@@ -26,7 +25,7 @@ from torch import Tensor
 from minccm import cli
 from minccm.checkpoint import load_model
 from minccm.fast import Conversations
-from minccm.files import make_folder, write_text
+from minccm.files import write_json
 from minccm.layout import Batch, collate, lay_out
 from minccm.mask import predict
 from minccm.methods import COMP, Columns, Method, columns, get_method
@@ -269,8 +268,7 @@ def main(options) -> None:
     """eval.py --bench."""
     rows = run(options.bench, load_model(options.model, *cli.device_and_dtype(options)))
     if options.json:
-        make_folder(options.json.parent)
-        write_text(options.json, json.dumps(rows, indent=1) + "\n")
+        write_json(options.json, rows)
 
 
 def run(which: str, model: Transformer, row_tokens: int | None = None) -> list[dict]:

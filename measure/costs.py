@@ -6,8 +6,6 @@ more. Measured: time, pairs, memory. By formula: floating-point operations, and 
 saves more of them than the COMP tokens cost.
 """
 
-import json
-import time
 from pathlib import Path
 
 import torch
@@ -16,10 +14,11 @@ from rich.table import Table
 from tqdm import tqdm
 
 from eval import save_figure
+from measure.bench import seconds
 from minccm import cli
 from minccm.checkpoint import load_model
 from minccm.config import SHAPES, LlamaConfig
-from minccm.files import make_folder, write_text
+from minccm.files import write_json
 from minccm.methods import get_method
 from minccm.online import Session
 
@@ -56,23 +55,6 @@ def pays_from(config: LlamaConfig, n: int, merged: bool) -> int | None:
     return next((x for x in lengths if step_flops(config, x, n, merged) < step_flops(config, x, None)), None)
 
 
-def timed(run, device, repeats: int = 5) -> float:
-    """Seconds, the median of `repeats` runs after one that does not count."""
-    times = []
-    for _ in range(repeats + 1):
-        wait(device)
-        began = time.perf_counter()
-        run()
-        wait(device)
-        times.append(time.perf_counter() - began)
-    return sorted(times[1:])[repeats // 2]
-
-
-def wait(device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 @torch.no_grad()
 def measure(model, name: str, n: int, lengths, device) -> list[dict]:
     """A row for each length of context: seconds to read 50 tokens more and to answer, and memory."""
@@ -95,10 +77,10 @@ def measure(model, name: str, n: int, lengths, device) -> list[dict]:
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(device)
             row = {"method": name, "n": n, "context": length, "kv_pairs": len(held), "kv_bytes": held.nbytes}
-            row["read_s"] = timed(read, device)
+            row["read_s"] = seconds(read, 5, 1)
             session.memory = held
             answer = lambda: list(session.generate(question, OUTPUT, stop=False))
-            row["answer_s"] = timed(answer, device, repeats=3)
+            row["answer_s"] = seconds(answer, 3, 1)
             if device.type == "cuda":
                 row["peak_bytes"] = torch.cuda.max_memory_allocated(device)
             row["read_flops"] = step_flops(model.config, length, n or None, name == "ccm-merge")
@@ -125,8 +107,7 @@ def main(options) -> None:
     ]
     show(rows, pays, f"{name}, {device.type}, {str(model.embed_tokens.weight.dtype).removeprefix('torch.')}")
     if options.json:
-        make_folder(options.json.parent)
-        write_text(options.json, json.dumps(rows + pays, indent=1) + "\n")
+        write_json(options.json, rows + pays)
     if options.picture:
         picture(rows, options.picture, name)
 

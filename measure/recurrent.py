@@ -10,7 +10,6 @@ the same.
 
 import argparse
 import gc
-import json
 import statistics
 import time
 from pathlib import Path
@@ -23,7 +22,7 @@ from tqdm import tqdm
 
 import data
 from minccm import cli
-from minccm.files import make_folder, write_text
+from minccm.files import write_json
 from minccm.mask import predict
 from minccm.methods import get_method
 from minccm.recurrent import predict_recurrent
@@ -68,7 +67,7 @@ def main() -> None:
     method, n = get_method(options.method, options.sink), options.n or 2
     model.add_adapter(n)
     made = {"batch": options.batch, "steps": options.steps + 1, "grow": 0.0, "text_weight": 0.0}
-    made |= {"row_tokens": options.row_tokens}
+    made |= {"row_tokens": options.row_tokens, "pack": False}
     source = data.source(options.data, "train", options.seed)
     batches = Steps(source, tokenizer, model.config, method, n, argparse.Namespace(**made))
     batches = [batches[step] for step in range(options.steps + 1)]
@@ -85,9 +84,8 @@ def main() -> None:
     table.caption = f"parallel is {recurrent['seconds'] / parallel['seconds']:.1f} times faster"
     Console().print(table)
     if options.json:
-        make_folder(options.json.parent)
         about = {"method": method.name, "n": n, "batch": options.batch, "data": options.data}
-        write_text(options.json, json.dumps(about | results, indent=1) + "\n")
+        write_json(options.json, about | results)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ ccm-concat-independent, where each chunk is compressed alone.
 
 import copy
 import itertools
-import json
 import math
 import random
 import resource
@@ -28,10 +27,10 @@ from data.running import read_text
 from eval import adapters_of, save_figure
 from minccm import cli
 from minccm.checkpoint import load_adapter
-from minccm.files import make_folder, write_text
+from minccm.files import write_json
 from minccm.methods import get_method
 from minccm.online import Session
-from minccm.stream import Stream
+from minccm.stream import Stream, slots_kept
 
 MARKS = (1_000, 10_000, 50_000, 100_000, 1_000_000)  # tokens
 DISTANCES = (2, 4, 10, 30, 100, 300, 1000)  # turns
@@ -149,7 +148,7 @@ def task(options, kind: str, label: str, folder: Path | None, name: str | None) 
     method = get_method(name) if name else method
     window, tokens = options.window[0], options.tokens or 100_000
     chunk = options.chunk or window * 2 // 5
-    slots = n * method.stride if method and method.rate and method.comp else options.memory
+    slots = slots_kept(method, n, options.memory)
     if kind == "full":
         n, tokens = 0, min(tokens, FULL)
         window = tokens + chunk + slots + 1
@@ -187,8 +186,7 @@ def main(options) -> None:
     drifts, recalls = (sum(rows, []) for rows in zip(*done))
     show(drifts, recalls, options.window[0])
     if options.json:
-        make_folder(options.json.parent)
-        write_text(options.json, json.dumps(drifts + recalls, indent=1) + "\n")
+        write_json(options.json, drifts + recalls)
     if options.picture:
         picture(drifts, recalls, options.picture)
 

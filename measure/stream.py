@@ -5,7 +5,6 @@ negative log-likelihood of each token given what the cache still holds is averag
 and in the picture also over the last tenth of it at every point.
 """
 
-import json
 import math
 import time
 
@@ -19,8 +18,8 @@ from data.running import read_text
 from eval import adapters_of, save_figure
 from minccm import cli
 from minccm.checkpoint import load_adapter
-from minccm.files import make_folder, write_text
-from minccm.stream import Stream
+from minccm.files import write_json
+from minccm.stream import Stream, slots_kept
 
 
 def read(stream: Stream, ids: list[int], label: str, stretch: int | None = None) -> tuple[np.ndarray, float]:
@@ -56,7 +55,7 @@ def main(options) -> None:
         adapter, n = load_adapter(model, folder, None, options.n)
         for window in options.window:
             chunk = options.chunk or window * 2 // 5
-            slots = n * adapter.stride if adapter.rate and adapter.comp else options.memory
+            slots = slots_kept(adapter, n, options.memory)
             for method in (None, adapter):
                 label = f"{folder.name}, n = {n} ({slots})" if method else f"sliding window ({slots})"
                 if (window, slots, method) in slid:
@@ -76,8 +75,7 @@ def main(options) -> None:
                 curves[f"{window}: {label}"] = nll
     show(rows)
     if options.json:
-        make_folder(options.json.parent)
-        write_text(options.json, json.dumps(rows, indent=1) + "\n")
+        write_json(options.json, rows)
     if options.picture:
         picture(curves, options)
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from minccm.config import SHAPES, UNTOLD, read_config
-from minccm.files import make_folder, write_tensors, write_text
+from minccm.files import make_folder, write_json, write_tensors
 from minccm.methods import Method, get_method
 from minccm.model import Transformer, is_adapter
 
@@ -228,10 +228,10 @@ def save_model(
     if len(shards) > 1:
         index = {name: file for file, shard in zip(files, shards) for name in shard}
         index = {"metadata": {"total_size": total}, "weight_map": index}
-        write_text(folder / "model.safetensors.index.json", json.dumps(index, indent=1) + "\n")
+        write_json(folder / "model.safetensors.index.json", index)
         (folder / "model.safetensors").unlink(missing_ok=True)  # of an earlier model: it would be read first
     raw = model.config.to_json() | {"torch_dtype": str(dtype).removeprefix("torch.")}
-    write_text(folder / "config.json", json.dumps(raw, indent=1) + "\n")
+    write_json(folder / "config.json", raw)
 
 
 def fingerprint(model: Transformer, read=None) -> str:
@@ -269,7 +269,7 @@ def save_adapter(folder: str | Path, model: Transformer, method: Method, n: int,
     write_tensors(
         folder / "adapter.safetensors", {k: v.detach().float().cpu() for k, v in model.adapter_state().items()}
     )
-    write_text(folder / "adapter.json", json.dumps(info, indent=1) + "\n")
+    write_json(folder / "adapter.json", info)
 
 
 def load_adapter(

@@ -20,14 +20,14 @@ import functools
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from minccm.layout import step_columns
 from minccm.lora import lora_gate
 from minccm.memory import slot_weights
 from minccm.methods import PAD, Columns, Method, columns, merge_rate, visible
-from minccm.model import Block, Transformer, rope_table
+from minccm.model import Block, Transformer, attention, rope_table
+from minccm.online import sample
 
 if torch.cuda.is_available():
     from minccm.kernel import attend
@@ -49,8 +49,7 @@ class Buffered:
         width = queries.shape[3]
         if queries.is_cuda and width >= 16 and width & (width - 1) == 0:
             return attend(queries, keys, values, self.bias)
-        gqa = queries.shape[1] != keys.shape[1]
-        return F.scaled_dot_product_attention(queries, keys, values, self.bias[:, None], enable_gqa=gqa)
+        return attention(queries, keys, values, self.bias[:, None])
 
 
 class Conversations:
@@ -172,7 +171,7 @@ class Conversations:
         stage.count.zero_()
         answers, ended = [], torch.zeros(self.batch, dtype=torch.bool, device=self.device)
         for i in range(max_tokens):
-            answers.append(draw(logits, temperature, top_p, generator))
+            answers.append(sample(logits, temperature, top_p, generator))
             ended |= answers[-1] == self.model.config.eos_id
             if i + 1 == max_tokens or (stop and i % 16 == 15 and ended.all()):  # looked at now and then: it waits
                 break
@@ -328,16 +327,6 @@ def _before(method: Method, held: Tensor, place, data, positions, count, frequen
     seen = visible(method, Columns(data)[:, :, None], Columns(held)[:, None])
     bias = torch.zeros(seen.shape, dtype=dtype, device=held.device).masked_fill(~seen, -torch.inf)
     return place + count, bias, *rope_table(positions + count, frequencies, dtype)
-
-
-def draw(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator | None = None) -> Tensor:
-    """Tokens (B,) drawn from logits (B, vocab_size), as online.sample draws one."""
-    if temperature == 0:
-        return logits.argmax(-1)
-    probabilities, order = (logits.float() / temperature).softmax(-1).sort(descending=True)
-    before = probabilities.cumsum(-1) - probabilities
-    picked = torch.multinomial(probabilities * (before < top_p), 1, generator=generator)
-    return order.gather(-1, picked)[:, 0]
 
 
 @functools.cache

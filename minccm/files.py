@@ -1,5 +1,6 @@
 """Files are written whole or not at all: beside the place where they are to be, and then renamed."""
 
+import json
 import os
 from collections.abc import Callable
 from functools import partial
@@ -28,6 +29,12 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 def write_text(path: Path, text: str) -> None:
     """Writes a text file."""
     write_whole(path, lambda beside: beside.write_text(text, "utf-8"))
+
+
+def write_json(path: Path, value: object) -> None:
+    """Writes a JSON file, and makes its folder."""
+    make_folder(path.parent)
+    write_text(path, json.dumps(value, indent=1) + "\n")
 
 
 def make_folder(folder: str | Path) -> Path:

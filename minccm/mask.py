@@ -12,13 +12,13 @@ COMP tokens' own columns are the memory. Masks are drawn from methods.visible al
 import functools
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from minccm.layout import Batch
 from minccm.lora import lora_gate
 from minccm.methods import Columns, Method, merge_weights, visible
+from minccm.model import attention
 
 
 def dense_mask(method: Method, queries: Columns, keys: Columns) -> Tensor:
@@ -123,11 +123,10 @@ class Parallel:
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """queries (B, heads, N, head_dim) over keys and values (B, H, N + M, head_dim) -> (B, heads, N, head_dim)."""
-        gqa = queries.shape[1] != keys.shape[1]
-        if self.flex is not None:
-            flex = flex_attention if torch.compiler.is_compiling() else _flex()
-            return flex(queries, keys, values, block_mask=self.flex, enable_gqa=gqa)
-        return F.scaled_dot_product_attention(queries, keys, values, self.mask, enable_gqa=gqa)
+        if self.flex is None:
+            return attention(queries, keys, values, self.mask)
+        flex = flex_attention if torch.compiler.is_compiling() else _flex()
+        return flex(queries, keys, values, block_mask=self.flex, enable_gqa=queries.shape[1] != keys.shape[1])
 
 
 def predict(model, method: Method, batch: Batch, flex: bool = False, adapted: bool = True) -> tuple[Tensor, Tensor]:

@@ -18,6 +18,16 @@ from minccm.lora import ALL, ConditionalLinear, project
 from minccm.rows import Rows
 
 
+def attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Queries (B, heads, N, head_dim) over keys and values (B, H, C, head_dim) -> (B, heads, N, head_dim).
+
+    mask: bool, who sees whom, or what is added to a score; of a shape that broadcasts to (B, heads, N, C). None: each
+    query sees the keys that are not after it.
+    """
+    gqa = queries.shape[1] != keys.shape[1]
+    return F.scaled_dot_product_attention(queries, keys, values, mask, is_causal=mask is None, enable_gqa=gqa)
+
+
 class Causal:
     """The view of an ordinary language model: the tokens' own keys and values, each token sees those not after it."""
 
@@ -27,8 +37,7 @@ class Causal:
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """queries (B, heads, N, head_dim) -> (B, heads, N, head_dim)."""
-        gqa = queries.shape[1] != keys.shape[1]
-        return F.scaled_dot_product_attention(queries, keys, values, is_causal=True, enable_gqa=gqa)
+        return attention(queries, keys, values)
 
 
 class RMSNorm(nn.Module):

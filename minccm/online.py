@@ -10,14 +10,13 @@ Three lines are the whole of it:
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from minccm.layout import step_columns
 from minccm.lora import lora_gate
 from minccm.memory import Memory
 from minccm.methods import Columns, Method, visible
-from minccm.model import Transformer
+from minccm.model import Transformer, attention
 
 
 class Recursive:
@@ -40,12 +39,11 @@ class Recursive:
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """queries (1, heads, N, head_dim) over keys and values (1, H, M + N, head_dim) -> (1, heads, N, head_dim)."""
-        gqa = queries.shape[1] != keys.shape[1]
         if self.attention is not None:  # of the step's COMP tokens to its text
             text = keys[0, :, len(self.memory) :][:, ~self.comp].repeat_interleave(queries.shape[1] // keys.shape[1], 0)
             scores = queries[0, :, self.comp] @ text.transpose(1, 2) * text.shape[2] ** -0.5  # (heads, n, N)
             self.attention.append(scores.float().softmax(-1).mean(0))
-        return F.scaled_dot_product_attention(queries, keys, values, self.mask, enable_gqa=gqa)
+        return attention(queries, keys, values, self.mask)
 
 
 class Session:
@@ -96,7 +94,7 @@ class Session:
         memory = self.memory
         for _ in range(max_tokens):
             logits, keys, values, added, *_ = self._forward(memory, ids, last=True)
-            token = sample(logits[-1], temperature, top_p, generator)
+            token = int(sample(logits[-1:], temperature, top_p, generator))
             if stop and token == self.model.config.eos_id:
                 return
             yield token
@@ -127,11 +125,11 @@ class Session:
         return logits, torch.stack(view.keys), torch.stack(view.values), added, slots, view.attention
 
 
-def sample(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator | None = None) -> int:
-    """A token drawn from logits (vocab_size,): see Session.generate."""
+def sample(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator | None = None) -> Tensor:
+    """Tokens (B,) drawn from logits (B, vocab_size): see Session.generate."""
     if temperature == 0:
-        return int(logits.argmax())
+        return logits.argmax(-1)
     probabilities, order = (logits.float() / temperature).softmax(-1).sort(descending=True)
     before = probabilities.cumsum(-1) - probabilities  # the likeliest token always stays
-    probabilities = probabilities * (before < top_p)
-    return int(order[torch.multinomial(probabilities, 1, generator=generator)])
+    picked = torch.multinomial(probabilities * (before < top_p), 1, generator=generator)
+    return order.gather(-1, picked)[:, 0]

@@ -7,12 +7,13 @@ is dropped. All samples of a batch go through a step together.
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from minccm.layout import Batch
 from minccm.lora import lora_gate
-from minccm.methods import PAD, SLOT, Columns, Method, columns, merge_rate, visible
+from minccm.memory import slot_weights
+from minccm.methods import PAD, Columns, Method, columns, merge_rate, visible
+from minccm.model import attention
 
 
 class Step:
@@ -29,8 +30,7 @@ class Step:
         return torch.cat([self.memory[0][layer], keys], 2), torch.cat([self.memory[1][layer], values], 2)
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        gqa = queries.shape[1] != keys.shape[1]
-        return F.scaled_dot_product_attention(queries, keys, values, self.mask, enable_gqa=gqa)
+        return attention(queries, keys, values, self.mask)
 
 
 def predict_recurrent(model, method: Method, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -88,10 +88,6 @@ def merge(method: Method, have: Columns, slots: Columns, step: int) -> tuple[Ten
     there = of_step.gather(1, place)
     padding = slots.data.new_tensor(columns(sample=-1, kind=PAD))
     new = torch.where(there[..., None], slots.data.gather(1, place[..., None].expand(-1, -1, 7)), padding)
-    one, held = Columns(new)[:, :, None], have[:, None]
-    same = (held.index == one.index) & (held.sample == one.sample) & there[:, :, None]
-    fresh = (same & (held.kind != SLOT) & (held.step == step - method.delay)).double()
-    before = (same & (held.kind == SLOT) & (held.step == step - method.stride)).double()
-    rate = merge_rate(method, step).to(fresh.device)  # (1,) or (n,)
+    rate = merge_rate(method, step).to(new.device)  # (1,) or (n,)
     rate = (rate[Columns(new).index.clamp(min=0)] if len(rate) > 1 else rate)[..., None]
-    return new, rate * fresh / fresh.sum(2, keepdim=True).clamp(min=1) + (1 - rate) * before
+    return new, slot_weights(method, have, Columns(new), step, rate)

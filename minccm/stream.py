@@ -24,7 +24,12 @@ from minccm.layout import step_columns
 from minccm.lora import lora_gate
 from minccm.memory import Memory
 from minccm.methods import TEXT, Columns, Method, columns, visible
-from minccm.model import Transformer, rope_table, rotate
+from minccm.model import Transformer, attention, rope_table, rotate
+
+
+def slots_kept(method: Method | None, n: int, memory: int) -> int:
+    """Slots of compressed memory that stand at most: merged memory has its own number, other methods keep `memory`."""
+    return n * method.stride if method and method.rate and method.comp else memory
 
 
 class Placed:
@@ -45,8 +50,7 @@ class Placed:
         return rotate(keys, *self.key_table), values
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        queries, gqa = rotate(queries, *self.query_table), queries.shape[1] != keys.shape[1]
-        return F.scaled_dot_product_attention(queries, keys, values, self.mask, enable_gqa=gqa)
+        return attention(rotate(queries, *self.query_table), keys, values, self.mask)
 
 
 class Stream:
@@ -64,8 +68,7 @@ class Stream:
     ):
         if method and not (method.reads and (method.comp == "step" or method.rate)):
             raise ValueError(f"{method.name} keeps no memory of a chunk: take ccm-concat or ccm-merge")
-        if method and method.rate and method.comp:
-            memory = n * method.stride
+        memory = slots_kept(method, n, memory)
         if min(n, sink) < 0 or chunk <= n or memory < n or sink + memory + chunk > window:
             sizes = f"{sink} of sink, {memory} of memory (n = {n}) and a chunk of {chunk}"
             raise ValueError(f"a window of {window} has no room for {sizes}: take n < chunk, n <= memory")

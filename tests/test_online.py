@@ -56,8 +56,9 @@ def test_generation_is_the_likeliest_continuation(name, ids):
 def test_drawing_tokens():
     """Temperature 0 takes the likeliest; top-p draws from no more tokens than it takes to reach p; seeds repeat."""
     logits = torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05]))
-    assert sample(logits, 0.0, 1.0) == 0
-    draws = lambda top_p: [sample(logits, 1.0, top_p, torch.Generator().manual_seed(seed)) for seed in range(300)]
+    assert sample(logits[None], 0.0, 1.0).tolist() == [0]
+    seeded = lambda seed: torch.Generator().manual_seed(seed)
+    draws = lambda top_p: [sample(logits[None], 1.0, top_p, seeded(seed)).item() for seed in range(300)]
     assert set(draws(0.4)) == {0} and set(draws(0.7)) == {0, 1} and set(draws(1.0)) == {0, 1, 2, 3}
     assert draws(1.0) == draws(1.0)
     assert 110 < draws(1.0).count(0) < 190

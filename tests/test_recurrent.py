@@ -1,10 +1,14 @@
 """Recurrent training computes what parallel training computes, only step after step: for every method, in float64."""
 
+import json
+
+import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from measure import recurrent as measure_recurrent
 from minccm.layout import collate, lay_out
 from minccm.mask import predict
 from minccm.recurrent import predict_recurrent
@@ -34,3 +38,13 @@ def test_the_same_loss_and_gradients(method, n, batch, text_weight):
     torch.testing.assert_close(again, loss, atol=1e-9, rtol=1e-9)
     for name, gradient in gradients.items():
         torch.testing.assert_close(others[name], gradient, atol=1e-9, rtol=1e-9)
+
+
+def test_both_ways_are_measured(tmp_path, monkeypatch):
+    """python -m measure.recurrent: the same losses of the same samples, and what each way took."""
+    command = ["recurrent", "--batch", "2", "--steps", "1", "--device", "cpu", "--json", str(tmp_path / "cost.json")]
+    monkeypatch.setattr("sys.argv", command)
+    measure_recurrent.main()
+    found = json.loads((tmp_path / "cost.json").read_text())
+    assert found["parallel"]["losses"] == pytest.approx(found["recurrent"]["losses"], rel=1e-4)
+    assert found["recurrent"]["seconds"] > 0
