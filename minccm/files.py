@@ -44,7 +44,7 @@ def make_folder(folder: str | Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".part"
         probe.write_bytes(b"")
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # several processes may try it at the same moment
     except OSError as error:
         raise ValueError(f"{folder} cannot be written to ({error.strerror}): give another folder with --out") from None
     return folder
