@@ -23,9 +23,11 @@ def loss_and_gradients(forward, method, n, layouts):
     loss = (losses * batch.weights.flatten()[rows]).sum()
     loss.backward()
     gradients = {name: p.grad for name, p in model.adapter_state().items()}
-    return loss.detach(), {
-        name: 0 * p if gradients[name] is None else gradients[name] for name, p in model.adapter_state().items()
-    }
+    return (
+        loss.detach(),
+        rows,
+        {name: 0 * p if gradients[name] is None else gradients[name] for name, p in model.adapter_state().items()},
+    )
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -33,8 +35,9 @@ def loss_and_gradients(forward, method, n, layouts):
 def test_the_same_loss_and_gradients(method, n, batch, text_weight):
     """Of batches of unequal samples, with and without a loss on the other text: within 1e-9."""
     layouts = [lay_out(method, n, 40, *sample, text_weight) for sample in batch]
-    loss, gradients = loss_and_gradients(predict, method, n, layouts)
-    again, others = loss_and_gradients(predict_recurrent, method, n, layouts)
+    loss, rows, gradients = loss_and_gradients(predict, method, n, layouts)
+    again, places, others = loss_and_gradients(predict_recurrent, method, n, layouts)
+    assert torch.equal(places, rows)
     torch.testing.assert_close(again, loss, atol=1e-9, rtol=1e-9)
     for name, gradient in gradients.items():
         torch.testing.assert_close(others[name], gradient, atol=1e-9, rtol=1e-9)
