@@ -178,16 +178,17 @@ def new_base(options, device) -> tuple[Transformer, Tokenizer]:
 def prepare_speed(model: Transformer, method: Method, options, device: torch.device) -> None:
     """Settles how a step's samples become batches, options.pack, row_tokens and multiple, and compiles the blocks.
 
-    A large model on a GPU has its samples packed under FlexAttention's block mask, and is compiled for each length of
-    row, of which there are few. Elsewhere groups of like length are padded: a small model would wait for the compiler
-    longer than it computes, a CPU has no such backward pass, and full context needs no mask.
+    Compiled on a GPU, samples are packed into rows of few lengths, under FlexAttention's block mask: what is compiled
+    for each length pays in a long run, or with a large model. Elsewhere groups of like length are padded: a small
+    model would wait for the compiler longer than it computes, and a CPU has no such backward pass.
     """
     large = device.type == "cuda" and sum(p.numel() for p in model.parameters()) > 5e8
-    options.pack = large and method.name != "full" and not options.recurrent
+    compiled = large if options.compile is None else options.compile
+    options.pack = compiled and device.type == "cuda" and not options.recurrent
     rows = row_tokens_for(model, options) if large else 2048 if device.type == "cpu" else 65536
     options.row_tokens = options.row_tokens or rows
-    options.multiple = max(128, options.row_tokens // 16 // 128 * 128)
-    if large if options.compile is None else options.compile:
+    options.multiple = max(128, options.row_tokens // 8 // 128 * 128)
+    if compiled:
         torch._dynamo.config.recompile_limit = 64  # asked for here alone: to load the compiler takes seconds
         for block in model.layers:
             block.compile(dynamic=not options.pack)
@@ -374,8 +375,9 @@ def held_out_loss(model: Transformer, method: Method, batches: list[Batch], flex
     total = count = 0.0
     for batch in batches:
         logits, rows = predict(model, method, batch := batch.to(model.embed_tokens.weight.device), flex)
-        total += float(F.cross_entropy(logits.float(), batch.labels.flatten()[rows], reduction="sum"))
-        count += len(rows)
+        there = batch.weights.flatten()[rows] > 0
+        total += float(F.cross_entropy(logits[there].float(), batch.labels.flatten()[rows[there]], reduction="sum"))
+        count += int(there.sum())
     model.train()
     return total / count
 

@@ -155,12 +155,12 @@ class Batch:
 def collate(rows: list[list[Layout]], multiple: int = 1) -> Batch:
     """A batch whose row i packs the samples rows[i]. The number of tokens is padded to a multiple of `multiple`.
 
-    Where that is above 1 the other sizes are rounded up, too, G, M and S to powers of two: what is compiled for each
-    shape is to meet few.
+    Where that is above 1 the other sizes are rounded up, too, to powers of two: what is compiled for each shape is to
+    meet few.
     """
     tokens, positions, labels, weights, data = (_stack(field, multiple) for field in zip(*map(_pack, rows)))
     samples = [row[row[:, 0] == i] for row, packed in zip(data, rows) for i in range(len(packed))]
-    round_up = _power if multiple > 1 else lambda count, least: count
+    round_up = power if multiple > 1 else lambda count, least: count
     n_samples = round_up(max(map(len, rows)), 8)
     n_slots = round_up(max(len(layout.slots) for row in rows for layout in row), 16)
     slots = torch.from_numpy(columns(sample=-1, kind=PAD)).repeat(len(rows), n_samples, n_slots, 1)
@@ -168,7 +168,7 @@ def collate(rows: list[list[Layout]], multiple: int = 1) -> Batch:
     n_sources = round_up(max(int((sample[:, 3] >= 0).sum()) for sample in samples), 16) if n_slots else 0
     sources = torch.full((len(rows), n_samples, n_sources), pad)
     comp = [(row[:, 1] == COMP).nonzero()[:, 0] for row in data]
-    comp_places = torch.full((len(rows), _up(max(map(len, comp)), multiple)), pad)
+    comp_places = torch.full((len(rows), round_up(max(map(len, comp)), 128)), pad)
     for i, row in enumerate(rows):
         comp_places[i, : len(comp[i])] = comp[i]
         start = 0
@@ -219,8 +219,8 @@ def _up(count: int, multiple: int) -> int:
     return -(-count // multiple) * multiple
 
 
-def _power(count: int, least: int) -> int:
-    """A power of two, from `least` on; or 0."""
+def power(count: int, least: int) -> int:
+    """`count` rounded up to a power of two, from `least` on; or 0."""
     return max(least, 1 << (count - 1).bit_length()) if count else 0
 
 

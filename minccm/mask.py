@@ -12,10 +12,11 @@ COMP tokens' own columns are the memory. Masks are drawn from methods.visible al
 import functools
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from minccm.layout import Batch
+from minccm.layout import Batch, power
 from minccm.lora import lora_gate
 from minccm.methods import Columns, Method, merge_weights, visible
 from minccm.model import attention
@@ -132,10 +133,13 @@ class Parallel:
 def predict(model, method: Method, batch: Batch, flex: bool = False, adapted: bool = True) -> tuple[Tensor, Tensor]:
     """The parallel pass of a batch: logits (R, vocab_size), and rows (R,), the places (of B * N) they predict from.
 
-    flex: FlexAttention instead of a dense mask. adapted: False leaves the model's adapter out.
+    flex: FlexAttention instead of a dense mask; as that is compiled for each shape, some places of padding, of weight 0,
+    make R a power of two. adapted: False leaves the model's adapter out.
     """
     method, comp = method.of(model), batch.comp
     rows = batch.weights.flatten().nonzero()[:, 0]
+    if flex:
+        rows = F.pad(rows, (0, power(len(rows), 128) - len(rows)), value=batch.tokens.numel() - 1)
     gate = lora_gate(comp, method.conditional, adapted)
     if method.name == "full" and not batch.packed:
         view = None  # plain causal attention, which needs no mask: padding stands behind the text

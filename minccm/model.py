@@ -234,9 +234,9 @@ class Transformer(nn.Module):
         view: which keys and values there are and who sees whom; None is plain causal attention.
         comp: int64 (C,), rows of the flattened tokens that are COMP tokens; None if there are none.
         gate: what LoRA acts on, see ConditionalLinear: `comp`, lora.ALL, or None for the base model alone.
-        rows: int64 (R,), rows of the flattened tokens to predict from, all different and none a COMP token, for logits
-        (R, vocab_size); None for all of them, (B, N, vocab_size). Beyond its keys and values the last block needs no
-        others.
+        rows: int64 (R,), rows of the flattened tokens to predict from, none a COMP token and all different but for
+        padding, as in rows.Rows, for logits (R, vocab_size); None for all of them, (B, N, vocab_size). Beyond its keys
+        and values the last block needs no others.
         """
         view = view or Causal()
         x = self.embed(tokens, comp)  # (B, N, dim)

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minccm.layout import collate, lay_out, pack
-from minccm.mask import predict
+from minccm.mask import Parallel, predict
 from minccm.methods import METHODS, get_method
 from tests.conftest import ROOT, random_model
 from tests.test_training import losses, micro, train  # noqa: F401  (micro is a fixture)
@@ -54,6 +54,31 @@ def test_steps_have_few_shapes():
         batch = collate([[layouts[i] for i in row] for row in rows], 512).split()[0]
         shapes.add((batch.tokens.shape, batch.slots.data.shape, batch.sources.shape, batch.comp.shape))
     assert len(shapes) <= 4
+
+
+@pytest.mark.parametrize("name", ["full", "ccm-concat", "ccm-merge"])
+def test_nothing_is_compiled_anew(name, monkeypatch):
+    """Steps of unlike samples, of which other places predict, go through what was compiled for the first of them."""
+    from torch._dynamo.utils import counters
+
+    method, model, compiled = get_method(name), random_model(2), []
+    flex = torch.cuda.is_available()
+    if not flex:  # FlexAttention trains on a GPU only; the rest is as it is there
+        monkeypatch.setattr("minccm.mask.Parallel", lambda method, batch, dtype, flex: Parallel(method, batch, dtype))
+    model = model.to("cuda" if flex else "cpu", torch.float32)
+    for block in model.layers:
+        block.compile(dynamic=False, backend="inductor" if flex else "eager")
+    torch._dynamo.reset()
+    draw = random.Random(0)
+    for _ in range(4):
+        texts = [[draw.choices(range(3, 39), k=draw.randint(5, 9)) for _ in range(draw.randint(3, 5))] for _ in "123"]
+        layouts = [lay_out(method, 2, 40, contexts, [6] * draw.randint(1, 9), [7, 2], 0.1) for contexts in texts]
+        batch = collate([layouts], 256).to("cuda" if flex else "cpu")
+        logits, rows = predict(model, method, batch, flex=True)
+        assert (batch.weights.flatten()[rows] > 0).sum() == (batch.weights > 0).sum()
+        (logits[:, 0] * batch.weights.flatten()[rows]).sum().backward()
+        compiled.append(counters["stats"]["unique_graphs"])
+    assert compiled[0] > 0 and compiled[1:] == compiled[:-1]
 
 
 def gradients(model, method, n, batches, count):
