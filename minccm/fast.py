@@ -77,6 +77,7 @@ class Conversations:
         self.model, self.method, self.n, self.adapted = model, method.of(model), n, adapted
         self.batch, self.pairs, self.turn, self.output = batch, pairs, turn, output
         self.device = weight.device
+        model.join_lora()
         self.graphs = {} if (weight.is_cuda if graphs is None else graphs) else None
         comp = n if method.comp else 0
         width = -(-(pairs + turn + max(comp, output)) // 16) * 16

@@ -27,7 +27,7 @@ class ConditionalLinear(nn.Linear):
 
     def __init__(self, in_features: int, out_features: int):
         super().__init__(in_features, out_features, bias=False)
-        self.lora_A = self.lora_B = None
+        self.lora_A = self.lora_B = self.joint = None  # joint: see join_lora
 
     def add_lora(self, r: int, alpha: float, dropout: float) -> None:
         """Adds A and B of rank r, scaled by alpha / r; dropout is of their input, in training."""
@@ -35,7 +35,7 @@ class ConditionalLinear(nn.Linear):
         self.lora_A = nn.Parameter(torch.empty(r, self.in_features, device=device))
         self.lora_B = nn.Parameter(torch.zeros(self.out_features, r, device=device))  # so training starts at the base
         nn.init.kaiming_uniform_(self.lora_A, a=5**0.5)
-        self.scale, self.dropout = alpha / r, dropout
+        self.scale, self.dropout, self.joint = alpha / r, dropout, None
 
     @torch.no_grad()
     def widen_lora(self, r: int) -> None:
@@ -61,7 +61,22 @@ class ConditionalLinear(nn.Linear):
     def merge_lora(self) -> None:
         """W <- W + (alpha / r) B A: plain LoRA becomes part of the base (the paper's step 1)."""
         self.weight.copy_(self.weight + self.scale * self.lora_B @ self.lora_A)  # added in fp32, rounded once
-        self.lora_A = self.lora_B = None
+        self.lora_A = self.lora_B = self.joint = None
+
+
+def join_lora(projections: list[ConditionalLinear]) -> None:
+    """Keeps A and B of the projections of one x as one A (parts * r, in), and one B (out, parts * r), block by block.
+
+    For inference: fewer small products. The parameters become parts of these.
+    """
+    if projections[0].lora_A is not None:
+        a = torch.cat([p.lora_A.data for p in projections])
+        b = torch.block_diag(*[p.lora_B.data for p in projections])
+        projections[0].joint = a, b
+        r = len(a) // len(projections)
+        for i, (projection, rows) in enumerate(zip(projections, b.split([len(p.lora_B) for p in projections]))):
+            at = slice(i * r, (i + 1) * r)
+            projection.lora_A.data, projection.lora_B.data = a[at], rows[:, at]
 
 
 def project(
@@ -79,6 +94,10 @@ def project(
     keep = None
     if first.training and first.dropout:
         keep = F.dropout(torch.ones(len(gate), x.shape[-1], dtype=first.lora_A.dtype, device=x.device), first.dropout)
-    a, b = (torch.cat([getattr(p, name) for p in projections]) for name in ("lora_A", "lora_B"))
-    y = OnRows.apply(x.flatten(0, 1), joint, gate, keep, first.scale, sizes, a, b)
+    if first.joint and len(projections) > 1 and not torch.is_grad_enabled():
+        (a, b), parts = first.joint, [sum(sizes)]
+    else:
+        a, b = (torch.cat([getattr(p, name) for p in projections]) for name in ("lora_A", "lora_B"))
+        parts = sizes
+    y = OnRows.apply(x.flatten(0, 1), joint, gate, keep, first.scale, parts, a, b)
     return y.view(*x.shape[:2], y.shape[-1]).split(sizes, -1)

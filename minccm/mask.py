@@ -133,7 +133,7 @@ class Parallel:
 def predict(model, method: Method, batch: Batch, flex: bool = False, adapted: bool = True) -> tuple[Tensor, Tensor]:
     """The parallel pass of a batch: logits (R, vocab_size), and rows (R,), the places (of B * N) they predict from.
 
-    flex: FlexAttention instead of a dense mask; as that is compiled for each shape, some places of padding, of weight 0,
+    flex: FlexAttention instead of a dense mask; as that is compiled for each shape, places of padding, of weight 0,
     make R a power of two. adapted: False leaves the model's adapter out.
     """
     method, comp = method.of(model), batch.comp

@@ -24,6 +24,25 @@ def memory_of(batch, i):
     return batch.columns[i, places], batch.keys[:, i][:, :, places]
 
 
+def test_joined_lora():
+    """A and B of q, k, v as one product: the same memory; and still the same when they have changed in place."""
+    model, method, read = random_model(2), get_method("ccm-merge"), []
+    model.join_weights()
+    for join in (lambda: None, model.join_lora, lambda: [p.data.mul_(2) for p in model.adapter_state().values()]):
+        join()
+        with torch.no_grad():
+            session = Session(model, method, 2)
+            session.read([1, 5, 6, 7])
+            read.append(session.memory.keys)
+    torch.testing.assert_close(read[1], read[0], atol=1e-12, rtol=1e-12)
+    changed = random_model(2)
+    for tensor in changed.adapter_state().values():
+        tensor.data.mul_(2)
+    session = Session(changed, method, 2)
+    session.read([1, 5, 6, 7])
+    torch.testing.assert_close(read[2], session.memory.keys, atol=1e-12, rtol=1e-12)
+
+
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(methods, st.integers(1, 4), talks, texts, texts)
 def test_a_batch_is_each_alone(method, n, talks, input, other):
