@@ -27,7 +27,7 @@ from minccm.files import make_folder, write_text
 SCALES = {  # options of train.py
     "full": {
         "base": "--dim 512 --ffn 1408 --layers 8 --heads 8 --vocab 8000 --steps 4000 --batch 128 --lr 1.5e-3 "
-        "--validate 256 --save-every 200",
+        "--validate 256 --save-every 200 --compile",
         "step1": "--steps 600 --batch 128 --lr 2e-4 --validate 525 --patience 3 --save-every 50",
         "adapter": "--steps 1000 --batch 128 --lr 1e-3 --r 16 --alpha 32 --dropout 0.05 --validate 525",
         "table": "--samples 0 --row-tokens 32768",

@@ -54,7 +54,7 @@ def arguments():
     add("--batch", type=int, default=128, help="samples a step")
     add("--lr", type=float, default=3e-3, help="peak learning rate; cosine to a tenth")
     add("--warmup", type=float, default=0.03, help="share of the steps in which the learning rate rises")
-    add("--grow", type=float, default=None, help="share of the steps in which samples grow: 0.5, on a CPU 1.6")
+    add("--grow", type=float, default=None, help="share of steps in which samples grow: 0.5, on a CPU 1.6; 0: never")
     add("--r", type=int, default=32, help="rank of LoRA")
     add("--alpha", type=float, default=64, help="scale of LoRA: alpha / r")
     add("--dropout", type=float, default=0.0, help="of LoRA's input")
@@ -109,7 +109,10 @@ class Steps(Dataset):
         # Short samples first: what is close is learned many times faster than what is far, and carries over.
         longest = None if grown >= 1 else 2 + int(28 * grown**5)
         for index in range(step * self.options.batch + ranks.RANK, (step + 1) * self.options.batch, ranks.COUNT):
-            sample = self.source(index, self.method.contexts or longest)
+            few = (
+                4 if self.options.grow and index % 7 == 0 else None
+            )  # some stay short: else what is short is forgotten
+            sample = self.source(index, self.method.contexts or min(filter(None, (longest, few)), default=None))
             contexts, input, target = segments(self.tokenizer, sample, self.method.reads)
             while sample.get("separator") == "" and len(sum(contexts, input + target)) > self.config.max_positions:
                 sample = data.shorten(sample, len(contexts) - 1)  # running text may begin anywhere

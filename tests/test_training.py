@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 
 import pytest
 import torch
@@ -228,6 +229,17 @@ def test_distillation_is_from_full_context(tiny):
         got = divergence(model, get_method(name), collate([[student]]), logits, rows)
         assert expected.item() > 1
         torch.testing.assert_close(got, expected, atol=1e-3, rtol=1e-3)
+
+
+def test_samples_grow_and_some_stay_short(micro):
+    """The first steps have one to three contexts; later ones have many, but in every seventh sample."""
+    model, tokenizer, counts = load_model(micro), Tokenizer(micro), {}
+    for grow in (0, 0.5):
+        options = argparse.Namespace(steps=10, batch=42, grow=grow, text_weight=0.0, row_tokens=10**6, pack=False)
+        steps = Steps(data.source("dialog", "train"), tokenizer, model.config, get_method("ccm-concat"), 2, options)
+        of = lambda step: Counter(((steps[step][0].columns.comp.sum(1) // 2) <= 4).tolist())  # noqa: B023
+        counts[grow] = [of(step)[True] for step in (0, 9)]
+    assert counts[0.5][0] == 42 and 6 <= counts[0.5][1] < 21 and max(counts[0]) < 15
 
 
 def test_gist_online_trains_on_one_context(micro):
