@@ -40,7 +40,9 @@ from minccm.model import Transformer
 from minccm.recurrent import predict_recurrent
 from minccm.tokenizer import Tokenizer, train_tokenizer
 
-SETTINGS = "data method n sink r alpha dropout lr batch steps warmup text_weight grow seed distill validate".split()
+SETTINGS = (
+    "data method n sink r alpha dropout lr batch steps warmup text_weight grow longest seed distill validate".split()
+)
 
 
 def arguments():
@@ -55,6 +57,7 @@ def arguments():
     add("--lr", type=float, default=3e-3, help="peak learning rate; cosine to a tenth")
     add("--warmup", type=float, default=0.03, help="share of the steps in which the learning rate rises")
     add("--grow", type=float, default=None, help="share of steps in which samples grow: 0.5, on a CPU 1.6; 0: never")
+    add("--longest", type=int, default=None, help="contexts of a sample at most")
     add("--r", type=int, default=32, help="rank of LoRA")
     add("--alpha", type=float, default=64, help="scale of LoRA: alpha / r")
     add("--dropout", type=float, default=0.0, help="of LoRA's input")
@@ -79,7 +82,7 @@ def arguments():
     if options.pretrain:
         options.method = "full"
     options.text_weight = (0.03 if options.pretrain else 0.01) if options.text_weight is None else options.text_weight
-    for name in ("steps", "batch", "r", "save_every", "row_tokens", "dim", "layers", "heads"):
+    for name in ("steps", "batch", "longest", "r", "save_every", "row_tokens", "dim", "layers", "heads"):
         if vars(options)[name] is not None and vars(options)[name] < 1:
             raise ValueError(f"--{name.replace('_', '-')} is to be at least 1")
     if options.pretrain and (options.recurrent or options.distill):
@@ -107,7 +110,8 @@ class Steps(Dataset):
         layouts = []
         grown = (step + 1) / max(1, self.options.grow * self.options.steps)
         # Short samples first: what is close is learned many times faster than what is far, and carries over.
-        longest = None if grown >= 1 else 2 + int(28 * grown**5)
+        longest = self.options.longest
+        longest = longest if grown >= 1 else min(longest or 30, 2 + int(28 * grown**5))
         for index in range(step * self.options.batch + ranks.RANK, (step + 1) * self.options.batch, ranks.COUNT):
             few = (
                 4 if self.options.grow and index % 7 == 0 else None

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 
 import pytest
 import torch
@@ -231,22 +230,23 @@ def test_distillation_is_from_full_context(tiny):
         torch.testing.assert_close(got, expected, atol=1e-3, rtol=1e-3)
 
 
-def test_samples_grow_and_some_stay_short(micro):
-    """The first steps have one to three contexts; later ones have many, but in every seventh sample."""
+def test_samples_grow(micro):
+    """From one or two contexts on, up to the longest there are or --longest."""
     model, tokenizer, counts = load_model(micro), Tokenizer(micro), {}
-    for grow in (0, 0.5):
-        options = argparse.Namespace(steps=10, batch=42, grow=grow, text_weight=0.0, row_tokens=10**6, pack=False)
+    for longest in (None, 6):
+        options = argparse.Namespace(steps=10, batch=40, grow=0.5, longest=longest, text_weight=0.0, pack=False)
+        options.row_tokens = 10**6
         steps = Steps(data.source("dialog", "train"), tokenizer, model.config, get_method("ccm-concat"), 2, options)
-        of = lambda step: Counter(((steps[step][0].columns.comp.sum(1) // 2) <= 4).tolist())  # noqa: B023
-        counts[grow] = [of(step)[True] for step in (0, 9)]
-    assert counts[0.5][0] == 42 and 6 <= counts[0.5][1] < 21 and max(counts[0]) < 15
+        counts[longest] = [int(steps[step][0].columns.step.max()) for step in (0, 9)]
+    assert counts[None][0] == counts[6][0] == 2 and counts[6][1] == 6 and counts[None][1] > 20
 
 
 def test_gist_online_trains_on_one_context(micro):
     """Its samples have one context, where those of the method it runs as have many."""
     counts = {}
     for name in ("gist-online", "ccm-concat-independent"):
-        options = argparse.Namespace(steps=2, batch=8, grow=0, text_weight=0.0, row_tokens=10**6, pack=False)
+        options = argparse.Namespace(steps=2, batch=8, grow=0, longest=None, text_weight=0.0, pack=False)
+        options.row_tokens = 10**6
         model, tokenizer = load_model(micro), Tokenizer(micro)
         source = data.source("persona", "train")
         (batch,) = Steps(source, tokenizer, model.config, get_method(name), 2, options)[0]
