@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from minccm.graphs import capture
 from minccm.layout import step_columns
 from minccm.lora import lora_gate
 from minccm.memory import slot_weights
@@ -290,18 +291,8 @@ class Conversations:
             work()
             return then()
         if name not in self.graphs:
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                for _ in range(2):  # compiles; `then` is not to be done twice
-                    work()
-            torch.cuda.current_stream().wait_stream(stream)
-            graph = torch.cuda.CUDAGraph()
-            pool = next((graph.pool() for graph in self.graphs.values()), None)  # of memory, shared: they take turns
-            with torch.cuda.graph(graph, pool=pool):
-                work()
-                then()
-            self.graphs[name] = graph
+            pool = next((graph.pool() for graph in self.graphs.values()), None)  # shared: they take turns
+            self.graphs[name] = capture(work, then, pool)  # `then` is not to be done twice
         self.graphs[name].replay()
 
 

@@ -71,7 +71,7 @@ def rope_frequencies(config: LlamaConfig) -> Tensor:
 
 def rope_table(positions: Tensor, frequencies: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """cos and sin (B, 1, N, head_dim / 2). Angles are float64: at position 100,000 a float32 one is off by 0.004."""
-    angles = positions[:, None, :, None].double() * frequencies.to(positions.device)
+    angles = positions[:, None, :, None].double() * frequencies
     at_least_fp32 = torch.promote_types(dtype, torch.float32)
     return angles.cos().to(at_least_fp32), angles.sin().to(at_least_fp32)
 
@@ -245,6 +245,7 @@ class Transformer(nn.Module):
         """
         view = view or Causal()
         x = self.embed(tokens, comp)  # (B, N, dim)
+        self.frequencies = self.frequencies.to(x.device)  # there for good
         cos, sin = rope_table(positions, self.frequencies, x.dtype)
         for layer, block in enumerate(self.layers):
             inputs = x, layer, cos, sin, view, gate, rows if layer + 1 == len(self.layers) else None

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from minccm.graphs import Replayed
 from minccm.layout import step_columns
 from minccm.lora import lora_gate
 from minccm.memory import Memory
@@ -38,15 +39,15 @@ class Placed:
     The model is given positions of 0, which turn nothing.
     """
 
-    def __init__(self, memory: Memory, newest: Tensor, mask: Tensor, query_table, key_table):
-        self.memory, self.newest, self.mask = memory, newest, mask
+    def __init__(self, keys: Tensor, values: Tensor, newest: Tensor, mask: Tensor, query_table, key_table):
+        self.memory, self.newest, self.mask = (keys, values), newest, mask
         self.query_table, self.key_table = query_table, key_table
         self.added: list[Tensor] = []  # unrotated keys and values of the stretch, layer by layer
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         self.added.append(torch.cat([keys, values]))  # (2, kv heads, N, head_dim)
-        keys = torch.cat([self.memory.keys[None, layer], self.newest[:1, layer], keys], 2)
-        values = torch.cat([self.memory.values[None, layer], self.newest[1:, layer], values], 2)
+        keys = torch.cat([self.memory[0][None, layer], self.newest[:1, layer], keys], 2)
+        values = torch.cat([self.memory[1][None, layer], self.newest[1:, layer], values], 2)
         return rotate(keys, *self.key_table), values
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -81,7 +82,9 @@ class Stream:
         self.newest = torch.stack([self.memory.keys] * 2)  # (2, layers, kv heads, W, head_dim): keys, values
         self.held = 0  # slots of compressed memory that there are, or in a sliding window would be
         places = torch.arange(window + 1 + n, device=weight.device)
-        self.table = rope_table(places[None], model.frequencies, weight.dtype)  # cos, sin (1, 1, places, head_dim / 2)
+        # cos and sin, each (1, 1, places, head_dim / 2)
+        self.table = rope_table(places[None], model.frequencies.to(self.device), weight.dtype)
+        self.again = Replayed(self._pass)
 
     def __len__(self) -> int:
         """KV pairs held."""
@@ -157,13 +160,21 @@ class Stream:
             added = Columns.of(self._columns()[0], self.device)[self.chunk :]
             mask[text:, :m] = visible(self.method, added[:, None], self.memory.columns)
         places = torch.tensor([*range(length), *places], device=self.device)  # of the keys; the last are the queries'
-        tables = [[part[:, :, place] for part in self.table] for place in (places[length:], places)]
-        view = Placed(self.memory, self.newest, mask, *tables)
-        tokens = torch.tensor([ids], dtype=torch.long, device=self.device)
-        rows = torch.arange(text + comp, device=self.device)
-        adapted = self.adapted and bool(self.method) and (comp > 0 or not self.method.conditional)
-        gate = lora_gate(rows[text:], not self.method or self.method.conditional, adapted)
-        logits = self.model(tokens, torch.zeros_like(tokens), view, rows[text:], gate, rows[:text])  # (T, vocab_size)
+        tables = [part[:, :, place] for place in (places[length:], places) for part in self.table]
+        tokens, rows = (torch.tensor(x, device=self.device) for x in (ids, range(text + comp)))
+        run = self.again if text == self.room else self._pass  # whole stretches are of few shapes
+        cache = self.memory.keys, self.memory.values, self.newest
+        return run(tokens[None], rows[:text], rows[text:], mask, *tables, *cache)
+
+    def _pass(
+        self, tokens: Tensor, text: Tensor, comp: Tensor, mask: Tensor, *tensors: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What of _forward is tensors alone; text and comp are the places of text and COMP tokens."""
+        *tables, keys, values, newest = tensors
+        view = Placed(keys, values, newest, mask, tables[:2], tables[2:])
+        adapted = self.adapted and bool(self.method) and (len(comp) > 0 or not self.method.conditional)
+        gate = lora_gate(comp, not self.method or self.method.conditional, adapted)
+        logits = self.model(tokens, torch.zeros_like(tokens), view, comp, gate, text)  # (T, vocab_size)
         return torch.stack(view.added, 1), logits
 
     def _columns(self):
