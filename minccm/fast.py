@@ -89,7 +89,7 @@ class Conversations:
         self.pad = torch.from_numpy(columns(sample=-1, kind=PAD)[0]).to(self.device)
         self.reset()
         self.stages = {
-            "read": Stage(self, turn + comp, pairs, comp),
+            "read": Stage(self, turn + comp, pairs, comp, predicts=False),
             "input": Stage(self, turn, pairs, 0),
             "token": Stage(self, 1, pairs + turn, 0),
         }
@@ -225,7 +225,10 @@ class Conversations:
         return slots
 
     def _forward(self, stage: "Stage") -> Tensor:
-        """The model on a stage's tokens (B, T), their keys and values written to the buffers: hidden (B, T, dim)."""
+        """The model on a stage's tokens (B, T), their keys and values written to the buffers: hidden (B, T, dim).
+
+        Of a context that is read the last block is asked for nothing else: (1, 0, dim).
+        """
         tokens, place, data, positions = stage.tokens, stage.place, stage.data, stage.positions
         before = _compiled(_before) if self.graphs is not None else _before
         run = _compiled(Block.forward, tokens.numel() == 1) if self.graphs is not None else Block.forward
@@ -235,7 +238,8 @@ class Conversations:
         gate = lora_gate(stage.comp if stage.comp_tokens else None, self.method.conditional, self.adapted)
         for layer, block in enumerate(self.model.layers):
             view = Buffered(self.keys[layer], self.values[layer], place, bias)
-            x = run(block, x, layer, cos, sin, view, gate)
+            rows = stage.nothing if layer + 1 == len(self.model.layers) else None
+            x = run(block, x, layer, cos, sin, view, gate, rows)
         return x
 
     def _input(self) -> None:
@@ -299,7 +303,7 @@ class Conversations:
 class Stage:
     """The inputs of one kind of work, in fixed places: `width` tokens of each conversation, written from `start` on."""
 
-    def __init__(self, talks: Conversations, width: int, start: int, comp_tokens: int):
+    def __init__(self, talks: Conversations, width: int, start: int, comp_tokens: int, predicts: bool = True):
         zeros = functools.partial(torch.zeros, dtype=torch.int64, device=talks.device)
         self.width, self.comp_tokens = width, comp_tokens
         self.tokens, self.positions = zeros(talks.batch, width), zeros(talks.batch, width)
@@ -308,6 +312,7 @@ class Stage:
         self.count = zeros(())  # how many tokens later than told this is: place, position, order
         self.comp = zeros(talks.batch * comp_tokens)  # rows of the flattened tokens that are COMP tokens
         self.ends = zeros(talks.batch)  # rows of the flattened tokens that are the last of their text
+        self.nothing = None if predicts else zeros(0)  # rows that are predicted from
 
 
 def _before(method: Method, held: Tensor, place, data, positions, count, frequencies, dtype):
