@@ -189,9 +189,10 @@ class Transformer(nn.Module):
                     part.weight.data = weight
 
     def join_lora(self) -> None:
-        """The same for A and B of q, k and v: fewer small products where a few COMP tokens are read at a time."""
+        """The same for A and B, of q, k and v and of o: for inference, where a few COMP tokens are read at a time."""
         for block in self.layers:
             join_lora([block.self_attn.q_proj, block.self_attn.k_proj, block.self_attn.v_proj])
+            join_lora([block.self_attn.o_proj])
 
     def add_adapter(
         self, n: int, r: int = 8, alpha: float = 16, dropout: float = 0.05, learned: tuple[float, ...] = ()
