@@ -17,7 +17,7 @@ from minccm.rows import OnRows
 ALL = True  # as `gate`: every token is adapted, which is plain LoRA (the paper's step 1; the compressive baseline)
 
 
-def lora_gate(comp: Tensor, conditional: bool, adapted: bool) -> Tensor | bool | None:
+def lora_gate(comp: Tensor | None, conditional: bool, adapted: bool) -> Tensor | bool | None:
     """What LoRA acts on: the rows `comp` of COMP tokens, ALL tokens if it is plain, none if the adapter is left out."""
     return None if not adapted else comp if conditional else ALL
 

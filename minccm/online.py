@@ -117,7 +117,7 @@ class Session:
         tokens = torch.tensor([ids + comp_ids], dtype=torch.long, device=self.device)
         added, slots = Columns.of(added, self.device), Columns.of(slots, self.device)
         positions = torch.from_numpy(memory.position + offsets).to(self.device)[None]
-        comp = added.comp.nonzero()[:, 0]
+        comp = added.comp.nonzero()[:, 0] if comp_ids else None  # without one, the adapter has nothing to do
         gate = lora_gate(comp, self.method.conditional, self.adapted)
         view = Recursive(self.method, memory, added, watch)
         rows = torch.arange(tokens.shape[1] if last else 0, device=self.device)  # a context is not predicted from

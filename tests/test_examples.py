@@ -6,7 +6,6 @@ import sys
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,7 +14,7 @@ from minccm.methods import METHODS, get_method, merge_weights
 from minccm.online import Session
 from minccm.picture import draw_masks
 from tests.conftest import EXAMPLES, ROOT, random_model
-from tests.test_parallel_is_recursive import parallel_logits, recursive_logits
+from tests.test_parallel_is_recursive import gradients, parallel_logits, recursive_logits
 
 FILES = sorted((ROOT / "examples").glob("*.py"))
 words = st.lists(st.integers(3, 39), max_size=3)
@@ -25,17 +24,14 @@ words = st.lists(st.integers(3, 39), max_size=3)
 @given(st.sampled_from(EXAMPLES), st.integers(1, 2), st.lists(words, min_size=9, max_size=20), st.booleans())
 def test_parallel_is_recursive(name, n, contexts, sink):
     """Logits, and the gradients of all that trains, over more steps than the two levels and the places hold apart."""
-    method, target, found = get_method(name, sink), [7, 8], []
-    for recursive in (False, True):
-        model = random_model(n, learned=method.learned)
-        if recursive:
-            logits = recursive_logits(model, method, n, contexts, [5, *target])[-3:-1]
-        else:
-            (logits,) = parallel_logits(model, method, n, [[(contexts, [5], target)]])
-        F.cross_entropy(logits, torch.tensor(target)).backward()
-        found.append([logits] + [p.grad for p in model.adapter_state().values()])
-    for one, other in zip(*found):
-        torch.testing.assert_close(one, other, atol=1e-9, rtol=1e-9)
+    method, target = get_method(name, sink), [7, 8]
+    model = random_model(n, learned=method.learned)
+    (parallel,) = parallel_logits(model, method, n, [[(contexts, [5], target)]])
+    recursive = recursive_logits(model, method, n, contexts, [5, *target])[-3:-1]
+    torch.testing.assert_close(parallel, recursive, atol=1e-9, rtol=1e-9)
+    expected = gradients(model, recursive, target)
+    for name, got in gradients(model, parallel, target).items():
+        torch.testing.assert_close(got, expected[name], atol=1e-9, rtol=1e-9)
 
 
 def test_decay_learns_its_rate():
