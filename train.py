@@ -52,11 +52,11 @@ def arguments():
     add = parser.add_argument
     add("--data", default="dialog", help=f"{', '.join(data.GENERATED)}, JSON-lines files; several with commas between")
     add("--out", default=None, help="output folder; by default runs/DATA-METHOD")
-    add("--steps", type=int, default=340, help="optimizer steps")
+    add("--steps", type=int, default=420, help="optimizer steps")
     add("--batch", type=int, default=128, help="samples a step")
     add("--lr", type=float, default=3e-3, help="peak learning rate; cosine to a tenth")
     add("--warmup", type=float, default=0.03, help="share of the steps in which the learning rate rises")
-    add("--grow", type=float, default=None, help="share of steps in which samples grow: 0.5, on a CPU 1.6; 0: never")
+    add("--grow", type=float, default=None, help="share of steps in which samples grow: 0.5, on a CPU 1.8; 0: never")
     add("--longest", type=int, default=None, help="contexts of a sample at most")
     add("--r", type=int, default=32, help="rank of LoRA")
     add("--alpha", type=float, default=64, help="scale of LoRA: alpha / r")
@@ -221,7 +221,7 @@ def main():
         raise ValueError("torchrun is for adapters, whose base --shard spreads over its processes")
     if options.validate and ranks.COUNT > 1:
         raise ValueError("--validate is for a single process")
-    options.grow = (1.6 if device.type == "cpu" else 0.5) if options.grow is None else options.grow
+    options.grow = (1.8 if device.type == "cpu" else 0.5) if options.grow is None else options.grow
     method = get_method(options.method, options.sink)
     if options.n is None and not options.adapter:
         options.n = 8 if method.rate and method.comp else 2
