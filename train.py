@@ -113,10 +113,9 @@ class Steps(Dataset):
         longest = self.options.longest
         longest = longest if grown >= 1 else min(longest or 30, 2 + int(28 * grown**5))
         for index in range(step * self.options.batch + ranks.RANK, (step + 1) * self.options.batch, ranks.COUNT):
-            few = (
-                4 if self.options.grow and index % 7 == 0 else None
-            )  # some stay short: else what is short is forgotten
-            sample = self.source(index, self.method.contexts or min(filter(None, (longest, few)), default=None))
+            # Some stay short: else what is short is forgotten.
+            limits = longest, 4 if self.options.grow and index % 7 == 0 else None
+            sample = self.source(index, self.method.contexts or min(filter(None, limits), default=None))
             contexts, input, target = segments(self.tokenizer, sample, self.method.reads)
             while sample.get("separator") == "" and len(sum(contexts, input + target)) > self.config.max_positions:
                 sample = data.shorten(sample, len(contexts) - 1)  # running text may begin anywhere

@@ -58,7 +58,7 @@ class Conversations:
 
     pairs: KV pairs of memory that one conversation may hold. turn: the most tokens of a context, or of an input.
     output: the most tokens of an answer. adapted: False leaves the model's adapter out. graphs: replay CUDA graphs of
-    compiled code; by default on a GPU.
+    compiled code; by default on a GPU. The model's adapter is rounded to the dtype of its weights, see lora.join_lora.
     """
 
     @torch.no_grad()

@@ -67,8 +67,8 @@ class ConditionalLinear(nn.Linear):
 def join_lora(projections: list[ConditionalLinear]) -> None:
     """Keeps A and B of the projections of one x as one A (parts * r, in), and one B (out, parts * r), block by block.
 
-    For inference: fewer small products, in the dtype of the weights, as fp32 ones take longer than all else LoRA does.
-    The parameters become parts of these.
+    For inference: fewer small products, in the dtype of the weights. The parameters become parts of these, and are
+    rounded to that dtype with them.
     """
     if projections[0].lora_A is not None:
         a = torch.cat([p.lora_A.data for p in projections]).to(projections[0].weight.dtype)

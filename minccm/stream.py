@@ -64,16 +64,14 @@ class Stream:
     Raises ValueError for numbers that leave no room.
     """
 
-    def __init__(
-        self, model: Transformer, method: Method | None, n: int, window=160, chunk=64, memory=8, sink=1, adapted=True
-    ):
+    def __init__(self, model: Transformer, method: Method | None, n: int, window=160, chunk=64, memory=8, sink=1):
         if method and not (method.reads and (method.comp == "step" or method.rate)):
             raise ValueError(f"{method.name} keeps no memory of a chunk: take ccm-concat or ccm-merge")
         memory = slots_kept(method, n, memory)
         if min(n, sink) < 0 or chunk <= n or memory < n or sink + memory + chunk > window:
             sizes = f"{sink} of sink, {memory} of memory (n = {n}) and a chunk of {chunk}"
             raise ValueError(f"a window of {window} has no room for {sizes}: take n < chunk, n <= memory")
-        self.model, self.n, self.adapted = model, n, adapted
+        self.model, self.n = model, n
         self.method = method and replace(method.of(model), sink=sink > 0)
         self.window, self.chunk, self.slots, self.sink = window, chunk, memory, sink
         config, weight = model.config, model.embed_tokens.weight
@@ -172,8 +170,8 @@ class Stream:
         """What of _forward is tensors alone; text and comp are the places of text and COMP tokens."""
         *tables, keys, values, newest = tensors
         view = Placed(keys, values, newest, mask, tables[:2], tables[2:])
-        adapted = self.adapted and bool(self.method) and (len(comp) > 0 or not self.method.conditional)
-        gate = lora_gate(comp, not self.method or self.method.conditional, adapted)
+        comp = comp if len(comp) else None  # without one, the adapter has nothing to do
+        gate = lora_gate(comp, self.method.conditional, adapted=True) if self.method else None
         logits = self.model(tokens, torch.zeros_like(tokens), view, comp, gate, text)  # (T, vocab_size)
         return torch.stack(view.added, 1), logits
 
