@@ -88,26 +88,22 @@ class Conversations:
         self.columns = torch.empty(batch, width, 7, dtype=torch.int64, device=self.device)
         self.pad = torch.from_numpy(columns(sample=-1, kind=PAD)[0]).to(self.device)
         self.reset()
+        slots = n if method.rate else 0
         self.stages = {
-            "read": Stage(self, turn + comp, pairs, comp, predicts=False),
-            "input": Stage(self, turn, pairs, 0),
-            "token": Stage(self, 1, pairs + turn, 0),
+            "read": Stage(self, turn + comp, pairs, comp, slots, predicts=False),
+            "input": Stage(self, turn, pairs),
+            "token": Stage(self, 1, pairs + turn),
         }
         self.frequencies = model.frequencies.to(self.device)
         self.logits_ = torch.empty(batch, config.vocab_size, dtype=weight.dtype, device=self.device)
-        # of an update: the slots that a step brings, its rate, and a query of the step to come
-        self.slots = self.pad.repeat(batch, n if method.rate else 0, 1)
-        self.step_, self.later = (torch.zeros(batch, k, 7, dtype=torch.int64, device=self.device) for k in (1, 2))
-        self.rate = torch.ones(batch, self.slots.shape[1], 1, dtype=torch.float64, device=self.device)
         self.full = torch.zeros((), dtype=torch.bool, device=self.device)
         self.most = self._most_kept()
 
     def reset(self, which: list[int] | None = None) -> None:
         """Begins conversations anew: those of these numbers, or all."""
         if which is None:
-            which = range(self.batch)
+            which = slice(None)
             self.step, self.position, self.tokens = (np.zeros(self.batch, np.int64) for _ in range(3))
-        which = list(which)
         self.step[which] = self.position[which] = self.tokens[which] = 0
         self.columns[which] = self.pad
 
@@ -119,31 +115,30 @@ class Conversations:
         """
         if not self.method.reads:
             return
-        slots = self._lay_out("read", texts, last=False)
+        stage = self._lay_out("read", texts, last=False)
         there = np.array([text is not None for text in texts])
-        step, lengths = self.step.copy(), np.array([len(text or ()) for text in texts])
+        lengths = np.array([len(text or ()) for text in texts])
         added = lengths + (self.n if self.method.comp else 0)
+        if self.method.rate:
+            stage.host["step"][:, 0, 0] = self.step
+            for t in set(self.step[self.step >= self.method.delay].tolist()):
+                stage.host["rate"][self.step == t, :, 0] = merge_rate(self.method, t).tolist()
         self.step, self.position, self.tokens = (
             self.step + there,
             self.position + lengths * there,
             self.tokens + added * there,
         )
-        if self.method.rate:
-            for t in set(step[step >= self.method.delay].tolist()):
-                these = torch.from_numpy(step == t).to(self.device)
-                self.rate[these] = merge_rate(self.method, t).to(self.rate)[:, None]
-            self.slots.copy_(torch.from_numpy(slots))
-        later = [columns(step=t, order=order, last=np.arange(2)) for t, order in zip(self.step, self.tokens)]
-        self.later.copy_(torch.from_numpy(np.stack(later)))
-        self.step_[:, 0, 2].copy_(torch.from_numpy(step))
-        self._replay("read", lambda: self._forward(self.stages["read"]), self._update)
+        for i, (t, order) in enumerate(zip(self.step, self.tokens)):
+            stage.host["later"][i] = columns(step=t, order=order, last=np.arange(2))
+        stage.send()
+        self._replay("read", self._read, self._update)
         if self.full:
             raise ValueError(f"the memory holds {self.pairs} pairs and no more: give a larger `pairs`")
 
     @torch.no_grad()
     def logits(self, texts: list[list[int]]) -> Tensor:
         """Logits (B, vocab_size) of the token behind each input, from the memory, which stays as it is."""
-        self._lay_out("input", texts, last=True)
+        self._lay_out("input", texts, last=True).send()
         self.columns[:, self.pairs :] = self.pad
         self._replay("input", self._input)
         return self.logits_
@@ -188,18 +183,15 @@ class Conversations:
         """KV pairs held by the conversation that holds the most."""
         return int((self.columns[..., 1] != PAD).sum(1).max())
 
-    def _lay_out(self, name: str, texts: list[list[int] | None], last: bool) -> np.ndarray:
-        """Fills a stage's inputs from token ids. Returns the data of the slots that come, int64 (B, S, 7)."""
+    def _lay_out(self, name: str, texts: list[list[int] | None], last: bool) -> "Stage":
+        """A stage whose inputs on the host are filled from token ids."""
         stage, vocab_size = self.stages[name], self.model.config.vocab_size
         if len(texts) != self.batch:
             raise ValueError(f"{len(texts)} texts are given to {self.batch} conversations")
         if (longest := max(len(text or ()) for text in texts)) > self.turn:
             raise ValueError(f"a text of {longest} tokens is longer than a turn of {self.turn}: split it")
-        tokens, positions = (np.zeros((self.batch, stage.width), np.int64) for _ in range(2))
-        pad = columns(sample=-1, kind=PAD)
-        data, slots = np.tile(pad, (self.batch, stage.width, 1)), np.tile(pad, (self.batch, self.slots.shape[1], 1))
-        comp = np.zeros((self.batch, stage.comp_tokens), np.int64)
-        ends = np.zeros(self.batch, np.int64)
+        tokens, positions, data, comp, ends = stage.empty("tokens", "positions", "data", "comp", "ends")
+        slots, comp = stage.empty("slots")[0], comp.reshape(self.batch, -1)
         one_step = functools.cache(lambda length, *where: step_columns(self.method, self.n, [length], *where, last))
         for i, text in enumerate(texts):
             if text is None:
@@ -214,15 +206,7 @@ class Conversations:
             slots[i, : len(new), 4] += self.tokens[i] - first
             comp[i] = i * stage.width + len(text) + np.arange(stage.comp_tokens)
             ends[i] = i * stage.width + size - 1
-        for place, array in (
-            (stage.tokens, tokens),
-            (stage.positions, positions),
-            (stage.data, data),
-            (stage.comp, comp.flatten()),
-            (stage.ends, ends),
-        ):
-            place.copy_(torch.from_numpy(array))
-        return slots
+        return stage
 
     def _forward(self, stage: "Stage") -> Tensor:
         """The model on a stage's tokens (B, T), their keys and values written to the buffers: hidden (B, T, dim).
@@ -251,32 +235,25 @@ class Conversations:
         x = self._forward(self.stages["token"])[:, 0]
         self.logits_.copy_(self.model.lm_head(self.model.norm(x)))
 
+    def _read(self) -> None:
+        stage = self.stages["read"]
+        self._forward(stage)
+        moves = _compiled(_moves) if self.graphs is not None else _moves
+        of_step = stage.slots, stage.later, stage.step, stage.rate
+        self.moves = moves(self.method, self.columns, *of_step, self.pad, self.pairs, self.most)
+
     def _update(self) -> None:
         """g_update, as Memory.updated: what later steps see moves to free places of the memory, the rest is dropped."""
-        have, pairs = Columns(self.columns), self.pairs
-        data = torch.cat([have.data, self.slots], 1)  # (B, C + S, 7)
-        kept = visible(self.method, Columns(self.later)[:, :, None], Columns(data)[:, None]).any(1)  # (B, C + S)
-        free, new = ~kept[:, :pairs], kept[:, pairs:]
-        self.full.copy_((new.sum(1) > free.sum(1)).any())
-        count = self.most  # of the columns that move, and here come first
-        source = new.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :count]  # (B, count)
-        place = free.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :count]
-        moves = torch.arange(count, device=self.device) < new.sum(1, keepdim=True)
-        place = torch.where(moves, place, pairs + torch.arange(count, device=self.device))  # else to where nothing is
-        weights = None
-        if self.slots.shape[1]:
-            weights = slot_weights(self.method, have, Columns(self.slots), self.step_[:, :, 2:3], self.rate)
-            weights = weights.to(self.keys.dtype)[:, None]  # (B, 1, S, C)
+        (after, source, place, weights, full), pairs = self.moves, self.pairs
         for buffer in (self.keys, self.values):
             moved = buffer[..., pairs:, :]
             if weights is not None:
-                moved = torch.cat([moved, weights @ buffer], 3)  # (layers, B, H, C - pairs + S, head_dim)
+                merged = weights[:, None].to(buffer.dtype) @ buffer
+                moved = torch.cat([moved, merged], 3)  # (layers, B, H, C - pairs + S, head_dim)
             index = lambda at: at[None, :, None, :, None].expand(*buffer.shape[:3], -1, buffer.shape[4])  # noqa: B023
             buffer.scatter_(3, index(place), moved.gather(3, index(source)))
-        moved = data[:, pairs:].gather(1, source[..., None].expand(-1, -1, 7))
-        self.columns[:, :pairs] = torch.where(free[..., None], self.pad, self.columns[:, :pairs])
-        self.columns.scatter_(1, place[..., None].expand(-1, -1, 7), moved)
-        self.columns[:, pairs:] = self.pad
+        self.columns.copy_(after)
+        self.full.copy_(full)
 
     def _most_kept(self) -> int:
         """How many columns of a step, with its slots, later steps see at most."""
@@ -301,18 +278,48 @@ class Conversations:
 
 
 class Stage:
-    """The inputs of one kind of work, in fixed places: `width` tokens of each conversation, written from `start` on."""
+    """The inputs of one kind of work, in fixed places: `width` tokens of each conversation, written from `start` on.
 
-    def __init__(self, talks: Conversations, width: int, start: int, comp_tokens: int, predicts: bool = True):
-        zeros = functools.partial(torch.zeros, dtype=torch.int64, device=talks.device)
-        self.width, self.comp_tokens = width, comp_tokens
-        self.tokens, self.positions = zeros(talks.batch, width), zeros(talks.batch, width)
-        self.data = talks.pad.repeat(talks.batch, width, 1)  # of the tokens' columns (B, T, 7)
+    Those that the host fills, in `host`, lie one behind the other and are sent at once.
+    """
+
+    def __init__(self, talks: Conversations, width: int, start: int, comp=0, slots=0, predicts: bool = True):
+        batch, self.width, self.comp_tokens = talks.batch, width, comp
+        shapes = {
+            "tokens": (batch, width),
+            "positions": (batch, width),
+            "data": (batch, width, 7),  # of the tokens' columns
+            "comp": (batch * comp,),  # rows of the flattened tokens that are COMP tokens
+            "ends": (batch,),  # rows of the flattened tokens that are the last of their text
+            "slots": (batch, slots, 7),  # of an update: the slots that a step brings,
+            "later": (batch, 2, 7),  # queries of the step to come,
+            "step": (batch, 1, 1),  # the step,
+            "rate": (batch, slots, 1),  # and its rate, float64
+        }
+        sizes = [int(np.prod(shape)) for shape in shapes.values()]
+        self.on_host = np.zeros(sum(sizes), np.int64)
+        self.on_device = torch.zeros(sum(sizes), dtype=torch.int64, device=talks.device)
+        self.host = {}
+        cuts = np.cumsum(sizes)[:-1]
+        parts = np.split(self.on_host, cuts), self.on_device.split(sizes)
+        for (name, shape), here, there in zip(shapes.items(), *parts):
+            if name == "rate":
+                here, there = here.view(np.float64), there.view(torch.float64)
+            self.host[name] = here.reshape(shape)
+            setattr(self, name, there.view(shape))
         self.place = torch.arange(start, start + width, device=talks.device)  # of these columns in the buffers
-        self.count = zeros(())  # how many tokens later than told this is: place, position, order
-        self.comp = zeros(talks.batch * comp_tokens)  # rows of the flattened tokens that are COMP tokens
-        self.ends = zeros(talks.batch)  # rows of the flattened tokens that are the last of their text
-        self.nothing = None if predicts else zeros(0)  # rows that are predicted from
+        self.count = torch.zeros((), dtype=torch.int64, device=talks.device)  # this is so many tokens later than told
+        self.nothing = None if predicts else self.count.new_zeros(0)  # rows that are predicted from
+
+    def empty(self, *names: str) -> list[np.ndarray]:
+        """Inputs on the host, with nothing in them."""
+        for name in names:
+            self.host[name][...] = columns(sample=-1, kind=PAD) if name in ("data", "slots") else 0
+        return [self.host[name] for name in names]
+
+    def send(self) -> None:
+        """The inputs go from the host to the device."""
+        self.on_device.copy_(torch.from_numpy(self.on_host))
 
 
 def _before(method: Method, held: Tensor, place, data, positions, count, frequencies, dtype):
@@ -324,6 +331,28 @@ def _before(method: Method, held: Tensor, place, data, positions, count, frequen
     seen = visible(method, Columns(data)[:, :, None], Columns(held)[:, None])
     bias = torch.zeros(seen.shape, dtype=dtype, device=held.device).masked_fill(~seen, -torch.inf)
     return place + count, bias, *rope_table(positions + count, frequencies, dtype)
+
+
+def _moves(method: Method, held: Tensor, slots, later, step, rate, pad, pairs: int, count: int):
+    """What an update does with the columns `held` (B, C, 7) and slots (B, S, 7), of which no more than `count` move.
+
+    Returns the columns as they are afterwards (B, C, 7); from where, counted from `pairs` on, to which places columns
+    move, both (B, count); the weights of the slots (B, S, C), or None; and whether there is too little room.
+    """
+    have, data = Columns(held), torch.cat([held, slots], 1)  # (B, C + S, 7)
+    kept = visible(method, Columns(later)[:, :, None], Columns(data)[:, None]).any(1)  # (B, C + S)
+    free, new = ~kept[:, :pairs], kept[:, pairs:]
+    source = new.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :count]  # those that move come first
+    place = free.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :count]
+    some = torch.arange(count, device=held.device)
+    place = torch.where(some < new.sum(1, keepdim=True), place, pairs + some)  # else to where nothing is
+    weights = slot_weights(method, have, Columns(slots), step, rate) if slots.shape[1] else None
+    moved = data[:, pairs:].gather(1, source[..., None].expand(-1, -1, 7))
+    after = torch.where(free[..., None], pad, held[:, :pairs])
+    after = torch.cat([after, pad.expand(len(held), held.shape[1] - pairs, 7)], 1)
+    after = after.scatter(1, place[..., None].expand(-1, -1, 7), moved)
+    after[:, pairs:] = pad
+    return after, source, place, weights, (new.sum(1) > free.sum(1)).any()
 
 
 @functools.cache

@@ -11,7 +11,8 @@ weighted means of keys and values. A token always sees its own step (one context
 A new method is one more entry, or a file of its own, of which `--method FILE.py` takes the entry `METHOD`.
 """
 
-import runpy
+import importlib.util
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -154,7 +155,11 @@ def get_method(name: str, sink: bool = False) -> Method:
     A method from a file joins METHODS. Raises ValueError when there is none, listing the names there are.
     """
     if name.endswith(".py") and Path(name).is_file():
-        method = runpy.run_path(name).get("METHOD")
+        # a module like any other, as the compiler, which follows its functions, looks for it by its name
+        spec = importlib.util.spec_from_file_location(f"method_{Path(name).stem}", name)
+        module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        method = getattr(module, "METHOD", None)
         if not isinstance(method, Method):
             raise ValueError(f"{name} defines no METHOD = Method(...)")
         name = METHODS.setdefault(method.name, method).name

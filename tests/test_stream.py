@@ -155,5 +155,5 @@ def test_replayed_on_a_gpu(name):
     for device in ("cpu", "cuda"):
         stream = Stream(random_model(2).float().to(device), name and get_method(name), 2, 24, 9, 6, 1)
         nll.append(torch.cat([piece.cpu() for piece in stream.score(ids)]))
-    assert len(stream.again.graphs) == 1
+    assert stream.again.graphs
     torch.testing.assert_close(nll[1], nll[0], atol=1e-3, rtol=0)
