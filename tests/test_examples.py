@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minccm.checkpoint import load_adapter, save_adapter
-from minccm.methods import METHODS, get_method, merge_weights
+from minccm.methods import METHODS, Columns, columns, get_method, merge_weights, visible
 from minccm.online import Session
 from minccm.picture import draw_masks
 from tests.conftest import EXAMPLES, ROOT, random_model
@@ -106,6 +106,15 @@ def test_trains_and_is_evaluated(tmp_path):
         done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
     assert "two-level" in done.stdout
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_is_compiled(path):
+    """The compiler, which has to find where functions come from, follows those of a method's file."""
+    method, some = get_method(str(path)), Columns.of(columns(kind=torch.arange(3).numpy(), step=1))
+    ask = lambda q, k: visible(method, q[:, None], k[None])
+    torch._dynamo.reset()
+    assert torch.equal(torch.compile(ask, backend="eager", fullgraph=True)(some, some), ask(some, some))
 
 
 def test_a_file_without_a_method(tmp_path):
