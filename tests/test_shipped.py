@@ -28,10 +28,10 @@ def test_recall(shipped, tiny, method, low, high):
     assert low <= of(shipped, tiny, method, "dialog", 8)["recall"] <= high
 
 
-@pytest.mark.parametrize("method, recall", [("ccm-concat", 0.9), ("ccm-merge", 0.8)])
-def test_compressed_memory_helps(shipped, tiny, method, recall):
+@pytest.mark.parametrize("method", ["ccm-concat", "ccm-merge"])
+def test_compressed_memory_helps(shipped, tiny, method):
     """After 2 turns a fact is recalled; after 12, memory is a fifth of full context's and replies surprise less."""
-    assert of(shipped, tiny, method, "dialog", 2)["recall"] >= recall
+    assert of(shipped, tiny, method, "dialog", 2)["recall"] > 0.9
     compressed, none, full = (of(shipped, tiny, name, "dialog", 12) for name in (method, "none", "full"))
     assert compressed["perplexity"] < 0.8 * none["perplexity"]
     assert 5 * compressed["kv_pairs"] < full["kv_pairs"]
