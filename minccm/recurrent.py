@@ -41,15 +41,10 @@ def predict_recurrent(model, method: Method, batch: Batch) -> tuple[Tensor, Tens
     shape = config.n_layers, rows_of, config.n_kv_heads, 0, config.head_dim
     keys = values = torch.zeros(shape, dtype=dtype, device=device)
     memory = Columns(batch.columns.data[:, :0])
-    padding = torch.from_numpy(columns(sample=-1, kind=PAD)).to(device)
     weights, real = batch.weights.flatten(), batch.columns.kind != PAD
     logits, rows = [], []
     for step in range(int(batch.columns.step.max()) + 1):
-        own = real & (batch.columns.step == step)  # (B, N)
-        place = own_first(own)  # (B, L)
-        there = own.gather(1, place)
-        data = torch.where(there[..., None], batch.columns.data.gather(1, place[..., None].expand(-1, -1, 7)), padding)
-        added = Columns(data)
+        added, place, there = taken(batch.columns, real & (batch.columns.step == step))  # (B, L, 7), (B, L), (B, L)
         flat = (torch.arange(rows_of, device=device)[:, None] * width + place).flatten()  # places in the batch
         wanted = (there.flatten() & (weights[flat] > 0)).nonzero()[:, 0]
         comp = added.comp.flatten().nonzero()[:, 0]
@@ -62,32 +57,37 @@ def predict_recurrent(model, method: Method, batch: Batch) -> tuple[Tensor, Tens
         keys, values = (
             torch.cat([old, torch.stack(new)], 3) for old, new in ((keys, view.keys), (values, view.values))
         )
-        memory = Columns(torch.cat([memory.data, data], 1))
+        memory = Columns(torch.cat([memory.data, added.data], 1))
         if (batch.slots.slot & (batch.slots.step == step)).any():
             slots, share = merge(method, memory, batch.slots, step)
             share = share[:, None].to(dtype)  # (B, 1, M, C)
             keys, values = (torch.cat([x, share @ x], 3) for x in (keys, values))
-            memory = Columns(torch.cat([memory.data, slots], 1))
+            memory = Columns(torch.cat([memory.data, slots.data], 1))
         # a later query: of a context, or of an input
         later = Columns.of(columns(step=step + 1, order=2 * width, last=np.arange(2)), device)[None, :, None]
-        kept = visible(method, later, memory[:, None]).flatten(0, 1).any(0)  # in any row
-        keys, values, memory = keys[:, :, :, kept], values[:, :, :, kept], memory[:, kept]
+        kept = visible(method, later, memory[:, None]).any(1) & (memory.kind != PAD)
+        memory, place, _ = taken(memory, kept)  # row by row: else each would hold what any keeps
+        place = place[None, :, None, :, None].expand(*shape[:3], -1, shape[4])
+        keys, values = keys.gather(3, place), values.gather(3, place)
     order = torch.cat(rows).argsort()
     return torch.cat(logits)[order], torch.cat(rows)[order]
 
 
-def own_first(own: Tensor) -> Tensor:
-    """The places of what is true in each row, in order, and then others up to the longest row: (B, N) -> (B, L)."""
-    return torch.argsort(own.long(), dim=1, descending=True, stable=True)[:, : int(own.sum(1).max())]
+def taken(have: Columns, which: Tensor) -> tuple[Columns, Tensor, Tensor]:
+    """Those of the columns (B, C, 7) that `which` (B, C) tells, in order, and then padding up to the longest row.
+
+    Returns them (B, L, 7), their places, and where they are no padding, both (B, L).
+    """
+    place = torch.argsort(which.long(), dim=1, descending=True, stable=True)[:, : int(which.sum(1).max())]
+    there = which.gather(1, place)
+    padding = have.data.new_tensor(columns(sample=-1, kind=PAD))
+    data = torch.where(there[..., None], have.data.gather(1, place[..., None].expand(-1, -1, 7)), padding)
+    return Columns(data), place, there
 
 
-def merge(method: Method, have: Columns, slots: Columns, step: int) -> tuple[Tensor, Tensor]:
+def merge(method: Method, have: Columns, slots: Columns, step: int) -> tuple[Columns, Tensor]:
     """The slots of a step, (B, M, 7) with padding, and of what each consists: (B, M, C) shares of the columns held."""
-    of_step = slots.slot & (slots.step == step)
-    place = own_first(of_step)
-    there = of_step.gather(1, place)
-    padding = slots.data.new_tensor(columns(sample=-1, kind=PAD))
-    new = torch.where(there[..., None], slots.data.gather(1, place[..., None].expand(-1, -1, 7)), padding)
-    rate = merge_rate(method, step).to(new.device)  # (1,) or (n,)
-    rate = (rate[Columns(new).index.clamp(min=0)] if len(rate) > 1 else rate)[..., None]
-    return new, slot_weights(method, have, Columns(new), step, rate)
+    new, _, _ = taken(slots, slots.slot & (slots.step == step))
+    rate = merge_rate(method, step).to(new.data.device)  # (1,) or (n,)
+    rate = (rate[new.index.clamp(min=0)] if len(rate) > 1 else rate)[..., None]
+    return new, slot_weights(method, have, new, step, rate)
