@@ -33,7 +33,7 @@ from minccm.checkpoint import load_adapter, load_model, save_adapter, save_model
 from minccm.config import LlamaConfig
 from minccm.distill import divergence
 from minccm.files import make_folder, write_text, write_whole
-from minccm.layout import Batch, check_length, collate, group, lay_out, pack, segments
+from minccm.layout import Batch, check_length, collate, group, lay_out, more_segments, pack, segments
 from minccm.mask import predict
 from minccm.methods import Method, get_method
 from minccm.model import Transformer
@@ -41,7 +41,8 @@ from minccm.recurrent import predict_recurrent
 from minccm.tokenizer import Tokenizer, train_tokenizer
 
 SETTINGS = (
-    "data method n sink r alpha dropout lr batch steps warmup text_weight grow longest seed distill validate".split()
+    "data method n sink r alpha dropout lr batch steps warmup text_weight grow longest questions seed distill "
+    "validate".split()
 )
 
 
@@ -58,6 +59,7 @@ def arguments():
     add("--warmup", type=float, default=0.03, help="share of the steps in which the learning rate rises")
     add("--grow", type=float, default=None, help="share of steps in which samples grow: 0.5, on a CPU 1.8; 0: never")
     add("--longest", type=int, default=None, help="contexts of a sample at most")
+    add("--questions", type=int, default=1, help="asked at the end of a sample at most, where its data has several")
     add("--r", type=int, default=32, help="rank of LoRA")
     add("--alpha", type=float, default=64, help="scale of LoRA: alpha / r")
     add("--dropout", type=float, default=0.0, help="of LoRA's input")
@@ -82,7 +84,7 @@ def arguments():
     if options.pretrain:
         options.method = "full"
     options.text_weight = (0.03 if options.pretrain else 0.01) if options.text_weight is None else options.text_weight
-    for name in ("steps", "batch", "longest", "r", "save_every", "row_tokens", "dim", "layers", "heads"):
+    for name in ("steps", "batch", "longest", "questions", "r", "save_every", "row_tokens", "dim", "layers", "heads"):
         if vars(options)[name] is not None and vars(options)[name] < 1:
             raise ValueError(f"--{name.replace('_', '-')} is to be at least 1")
     if options.pretrain and (options.recurrent or options.distill):
@@ -117,12 +119,13 @@ class Steps(Dataset):
             limits = longest, 4 if self.options.grow and index % 7 == 0 else None
             sample = self.source(index, self.method.contexts or min(filter(None, limits), default=None))
             contexts, input, target = segments(self.tokenizer, sample, self.method.reads)
+            more = more_segments(self.tokenizer, sample, self.options.questions - 1, self.method.reads)
             while sample.get("separator") == "" and len(sum(contexts, input + target)) > self.config.max_positions:
                 sample = data.shorten(sample, len(contexts) - 1)  # running text may begin anywhere
                 contexts, input, target = segments(self.tokenizer, sample, self.method.reads)
             answered = answer_lengths(self.tokenizer, sample, contexts)
             vocab_size, weight = self.config.vocab_size, self.options.text_weight
-            layout = lay_out(self.method, self.n, vocab_size, contexts, input, target, weight, answered)
+            layout = lay_out(self.method, self.n, vocab_size, contexts, input, target, weight, answered, more)
             check_length(layout, self.config.max_positions)
             layouts.append(layout)
         lengths = [len(layout.tokens) for layout in layouts]

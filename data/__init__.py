@@ -2,12 +2,12 @@
 
     {"contexts": ["User: I live in Oslo.", "Bot: How nice!"], "input": "User: Where?\\nBot:", "target": "Oslo."}
 
-contexts are c(1) ... c(t) of the paper, input is I(t) and target O(t). Four more fields are optional: "options", the
+contexts are c(1) ... c(t) of the paper, input is I(t) and target O(t). Five more fields are optional: "options", the
 candidates of a multiple choice (the target is one of them); "answer", the part of the target that counts as recalled;
 "distance", how many contexts ago it was told (1: in the last one before the input); "answers", the numbers (from 0)
-of the contexts that answer from earlier ones as the target does: one forward pass can learn from these as well. Real
-data has two more: "separator", what stands between all parts instead of a line break, and "task", by which accuracy
-is averaged.
+of the contexts that answer from earlier ones as the target does: one forward pass can learn from these as well;
+"questions", more pairs [input, target] that may be asked instead, of which it can learn, too. Real data has two more:
+"separator", what stands between all parts instead of a line break, and "task", by which accuracy is averaged.
 
 A dataset module has `sample(split, index, seed)`, the index-th sample of "train", "validation" or "test"; where a time
 step t is more than "the first t contexts", it also has `sample_at(split, index, time_step, seed)`.
@@ -80,7 +80,8 @@ def shorten(sample: dict, longest: int | None) -> dict:
     count = len(sample["contexts"])
     cut = max(0, count - max(longest or count, sample.get("distance", 1)))
     answers = [i - cut for i in sample.get("answers", []) if i >= cut]
-    return sample | {"contexts": sample["contexts"][cut:], "answers": answers} if cut else sample
+    shorter = {"contexts": sample["contexts"][cut:], "answers": answers, "questions": []}  # not known to be from there
+    return sample | shorter if cut else sample
 
 
 def at_step(name: str, split: str, time_step: int, count: int, seed: int = 0) -> list[dict]:
@@ -156,6 +157,10 @@ def check(sample: object) -> None:
     answers = sample.get("answers", [])
     if not isinstance(answers, list) or not all(i in range(len(sample["contexts"])) for i in answers):
         raise ValueError("'answers' is to be a list of numbers of contexts, the first being 0")
+    questions = sample.get("questions", [])
+    pair = lambda x: isinstance(x, list) and len(x) == 2 and all(isinstance(part, str) for part in x) and x[1]
+    if not isinstance(questions, list) or not all(map(pair, questions)):
+        raise ValueError("'questions' is to be a list of pairs of strings, [input, target]")
     distance = sample.get("distance", 1)
     if (
         isinstance(distance, bool)

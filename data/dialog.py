@@ -1521,8 +1521,10 @@ class Dialogue:
         if any(answer.lower() in later.lower() for later in (*self.contexts[index + 1:], text)):
             return None
         target = self.answer(self.asked)
+        others = self.rng.sample(self.known(), len(self.known()))
+        questions = [[f"User: {self.question(fact)}\nBot:", self.answer(fact)] for fact in others]
         return dict(contexts=self.contexts, input=text, target=target, answer=answer, distance=distance,
-                    answers=self.answers)
+                    answers=self.answers, questions=questions)
 
 
 def _dialogue(rng: random.Random, split: str, steps: int, distance: int | None) -> tuple[dict, Dialogue]:

@@ -309,8 +309,11 @@ def persona_of(split: str, index: int, seed: int = 0) -> tuple[Habit, ...]:
     return _draw_persona(_rng(split, seed, index), split)
 
 
-def _draw_events(rng: random.Random, habits: tuple[Habit, ...]) -> tuple[list[Habit], Habit]:
-    """What the profile tells, and the habit to ask for: its choice was made at least twice and more than any other."""
+def _draw_events(rng: random.Random, habits: tuple[Habit, ...]) -> tuple[list[Habit], Habit, list[Habit]]:
+    """What the profile tells, the habit to ask for, and what else could be asked.
+
+    The choice of such a habit was made at least twice, and more than any other.
+    """
     while True:
         told = list(habits) * (12 // len(habits))  # each of six habits at least twice, each of eight at least once
         told += rng.choices(habits, k=CONTEXTS - len(told))
@@ -327,7 +330,8 @@ def _draw_events(rng: random.Random, habits: tuple[Habit, ...]) -> tuple[list[Ha
             and all(counts[habit[:2] + (other,)] < counts[habit] for other in CHOICES[habit[0]] if other != habit[2])
         ]
         if clear:
-            return events, rng.choice(clear)
+            asked = rng.choice(clear)
+            return events, asked, [habit for habit in clear if habit is not asked]
 
 
 def _another(rng: random.Random, domain: str, choice: str) -> str:
@@ -346,14 +350,20 @@ def sample(split: str, index: int, seed: int = 0) -> dict:
     """Sample `index` of a split."""
     rng = _rng(split, seed, index)
     habits = _draw_persona(rng, split)
-    events, (domain, condition, choice) = _draw_events(rng, habits)
+    events, asked, others = _draw_events(rng, habits)
     name = rng.choice(NAMES)
     contexts = [_sentence(rng, rng.choice(DOMAINS[event[0]][2]), name, *event) for event in events]
-    question, opening = DOMAINS[domain][3]
-    template = rng.choice((f"Question: {question}? Answer:", opening))
-    options = rng.sample(CHOICES[domain], len(CHOICES[domain]))
-    text = _sentence(rng, template, name, domain, condition)
-    return {"contexts": contexts, "input": text, "target": choice, "options": options}
+    options = []
+
+    def ask(domain: str, condition: str, choice: str) -> list[str]:
+        question, opening = DOMAINS[domain][3]
+        template = rng.choice((f"Question: {question}? Answer:", opening))
+        options.append(rng.sample(CHOICES[domain], len(CHOICES[domain])))
+        return [_sentence(rng, template, name, domain, condition), choice]
+
+    text, choice = ask(*asked)
+    questions = [ask(*habit) for habit in rng.sample(others, len(others))]
+    return {"contexts": contexts, "input": text, "target": choice, "options": options[0], "questions": questions}
 
 
 def generate(split: str, count: int, seed: int = 0) -> Iterator[dict]:

@@ -66,8 +66,8 @@ def main() -> None:
     model, tokenizer = cli.open_base(options.model, options.init, *cli.device_and_dtype(options))
     method, n = get_method(options.method, options.sink), options.n or 2
     model.add_adapter(n)
-    made = {"batch": options.batch, "steps": options.steps + 1, "grow": 0.0, "longest": None, "text_weight": 0.0}
-    made |= {"row_tokens": options.row_tokens, "pack": False}
+    made = {"batch": options.batch, "steps": options.steps + 1, "grow": 0.0, "longest": None, "questions": 1}
+    made |= {"text_weight": 0.0, "row_tokens": options.row_tokens, "pack": False}
     source = data.source(options.data, "train", options.seed)
     batches = Steps(source, tokenizer, model.config, method, n, argparse.Namespace(**made))
     batches = [batches[step] for step in range(options.steps + 1)]

@@ -129,7 +129,7 @@ class Conversations:
             self.tokens + added * there,
         )
         for i, (t, order) in enumerate(zip(self.step, self.tokens)):
-            stage.host["later"][i] = columns(step=t, order=order, last=np.arange(2))
+            stage.host["later"][i] = columns(step=t, order=order, question=np.arange(2))
         stage.send()
         self._replay("read", self._read, self._update)
         if self.full:
@@ -163,7 +163,7 @@ class Conversations:
         logits = self.logits(texts)
         stage, lengths = self.stages["token"], torch.tensor([len(text) for text in texts])
         stage.positions.copy_((torch.from_numpy(self.position) + lengths)[:, None])
-        data = [columns(step=t, order=order, last=1) for t, order in zip(self.step, self.tokens + lengths.numpy())]
+        data = [columns(step=t, order=order, question=1) for t, order in zip(self.step, self.tokens + lengths.numpy())]
         stage.data.copy_(torch.from_numpy(np.stack(data)))
         stage.count.zero_()
         answers, ended = [], torch.zeros(self.batch, dtype=torch.bool, device=self.device)
@@ -260,8 +260,8 @@ class Conversations:
         most = 0
         for step in range(self.method.delay + 2):
             start = step * self.turn
-            _, added, slots = step_columns(self.method, self.n, [self.turn], step, start, answers=False)
-            later = Columns.of(columns(step=step + 1, order=start + len(added), last=np.arange(2)))
+            _, added, slots = step_columns(self.method, self.n, [self.turn], step, start, questions=0)
+            later = Columns.of(columns(step=step + 1, order=start + len(added), question=np.arange(2)))
             data = Columns.of(np.concatenate([added, slots]))
             most = max(most, int(visible(self.method, later[:, None], data[None]).any(0).sum()))
         return min(most, self.pairs)

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from minccm.methods import COMP, PAD, SLOT, TEXT, Columns, Method, columns
 
+NEVER = 2**30  # as the order of a column: no token comes after it
+
 
 @dataclass
 class Layout:
@@ -42,37 +44,47 @@ def segments(tokenizer, sample: dict, reads: bool = True) -> tuple[list[list[int
     return ids[:-1], input, tokenizer.encode(sample["target"]) + [tokenizer.eos_id]
 
 
+def more_segments(tokenizer, sample: dict, count: int, reads: bool = True) -> list[tuple[list[int], list[int]]]:
+    """Token ids of (input, target) of the first `count` of a sample's further "questions"."""
+    head = {"contexts": sample["contexts"][:1]}  # whether there is one tells what an input begins with
+    pairs = [dict(input=input, target=target) for input, target in sample.get("questions", [])[:count]]
+    return [segments(tokenizer, sample | head | pair, reads)[1:] for pair in pairs]
+
+
 def step_columns(
-    method: Method, n: int, lengths: list[int], step: int = 0, start: int = 0, answers: bool = True
+    method: Method, n: int, lengths: list[int], step: int = 0, start: int = 0, questions: int = 1
 ) -> tuple[np.ndarray, ...]:
     """The columns of consecutive time steps, of which the parallel layout has all and the recursion one at a time.
 
-    lengths: text tokens of each step. step, start: number of the first step, and order of its first token. answers: the
-    last of these steps is input and output, which nothing is compressed of. Returns, over the N tokens of all steps:
-    positions relative to the first token (N,), the data of the tokens' columns (N, 7) and of the M slots (M, 7).
+    lengths: text tokens of each step. step, start: number of the first step, and order of its first token. questions:
+    so many at the end are input and output, of which nothing is compressed; they are one step, and all begin at the
+    same position. Returns, over the N tokens of all steps: positions relative to the first token (N,), the data of the
+    tokens' columns (N, 7) and of the M slots (M, 7).
     """
-    lengths = np.array(lengths, np.int64)
-    compressed = np.arange(len(lengths)) < len(lengths) - answers
+    lengths, parts = np.array(lengths, np.int64), np.arange(len(lengths))
+    contexts = len(lengths) - questions
+    compressed = parts < contexts
     totals = lengths + (n * compressed if method.comp else 0)  # text and COMP tokens of each step
-    ends, text_ends = totals.cumsum(), lengths.cumsum()
-    of = np.repeat(np.arange(len(lengths)), totals)  # the step of each token
+    ends, position = totals.cumsum(), (lengths * compressed).cumsum() - lengths * compressed
+    of = np.repeat(parts, totals)  # of which of these each token is
     order = np.arange(len(of))
     place = order - (ends - totals)[of]  # within its step; COMP tokens stand behind the text
     is_comp = place >= lengths[of]
     index = np.where(is_comp, place - lengths[of], -1)
     if method.pools == "text":  # n equal parts of each step's text
         index = np.where(compressed[of], place * n // np.maximum(lengths, 1)[of], -1)
-    kind, last = np.where(is_comp, COMP, TEXT), ~compressed[of]
-    tokens = columns(0, kind, step + of, index, start + order, last, start + order == 0)
+    kind, question = np.where(is_comp, COMP, TEXT), np.maximum(of - contexts + 1, 0)
+    at = step + np.minimum(of, contexts)
+    tokens = columns(0, kind, at, index, start + order, question, start + order == 0)
     slots = columns()[:0]
     if method.rate is not None:
         if method.pools == "text":  # a step of fewer than n tokens fills fewer slots
-            parts = np.unique(np.stack([of[index >= 0], index[index >= 0]]), axis=1)
+            filled = np.unique(np.stack([of[index >= 0], index[index >= 0]]), axis=1)
         else:
-            parts = np.stack([np.repeat(np.arange(len(lengths)), n), np.tile(np.arange(n), len(lengths))])
-        of_slot, part = parts[:, compressed[parts[0]] & (step + parts[0] >= method.delay)]
+            filled = np.stack([np.repeat(parts, n), np.tile(np.arange(n), len(parts))])
+        of_slot, part = filled[:, compressed[filled[0]] & (step + filled[0] >= method.delay)]
         slots = columns(0, SLOT, step + of_slot, part, start + ends[of_slot])  # there when the next step begins
-    return (text_ends - lengths)[of] + place, tokens, slots
+    return position[of] + place, tokens, slots
 
 
 def lay_out(
@@ -84,29 +96,35 @@ def lay_out(
     target: list[int],
     text_weight: float = 0.0,
     answered: list[int] | None = None,
+    more: list[tuple[list[int], list[int]]] = (),
 ) -> Layout:
     """The sequence of one sample, segments given as token ids. COMP token j has the id vocab_size + j.
 
     The loss is on the target's tokens, each of weight 1. With a text_weight above 0 the other text counts too, each
     token predicted from those before it in its own step: this is how a base model is trained. `answered` tells how many
-    tokens at the end of each context are then an answer of weight 1 themselves.
+    tokens at the end of each context are then an answer of weight 1 themselves. `more`: (input, target) of further
+    questions, which are asked of the same memory and do not see each other.
     """
     if method.comp == "end":  # one block of COMP tokens: all contexts are one step
         contexts, answered = [sum(contexts, [])] if contexts else [], []
-    steps = [*(contexts if method.reads else []), input + target]
-    positions, data, slots = step_columns(method, n, [len(text) for text in steps])
+    questions = [(input, target), *more]
+    steps = [*(contexts if method.reads else []), *(input + target for input, target in questions)]
+    positions, data, slots = step_columns(method, n, [len(text) for text in steps], questions=len(questions))
     tokens = np.empty(len(data), np.int64)
     tokens[data[:, 1] == TEXT] = [token for text in steps for token in text]
     comp = data[:, 1] == COMP
     tokens[comp] = vocab_size + data[comp, 3]
     weights = np.zeros(len(tokens), np.float32)  # of the prediction of the next token
     if text_weight:
-        weights[:-1][(data[1:, 1] == TEXT) & (data[1:, 2] == data[:-1, 2])] = text_weight
+        own_step = (data[1:, 2] == data[:-1, 2]) & (data[1:, 5] == data[:-1, 5])
+        weights[:-1][(data[1:, 1] == TEXT) & own_step] = text_weight
         for step, count in enumerate(answered or []):
             if count:
                 end = np.flatnonzero((data[:, 2] == step) & (data[:, 1] == TEXT))[-1]
                 weights[end - count : end] = 1.0
-    weights[-len(target) - 1 : -1] = 1.0
+    for question, (_, target) in enumerate(questions, 1):
+        end = np.flatnonzero(data[:, 5] == question)[-1]
+        weights[end - len(target) : end] = 1.0
     arrays = tokens, positions, np.roll(tokens, -1), weights, data, slots
     return Layout(*map(torch.from_numpy, arrays))
 
@@ -132,7 +150,7 @@ class Batch:
     slots: Columns  # (B, G * M, 7): M slots a sample
     comp_places: Tensor  # int64 (B, C): places of COMP tokens in their row
     sources: Tensor  # int64 (B, G, S): places in their row of the tokens that a sample's slots are made of
-    packed: bool  # does any row hold more than one sample?
+    packed: bool  # does any row hold texts that may not see each other: more than one sample, or question?
 
     @property
     def comp(self) -> Tensor:
@@ -163,7 +181,8 @@ def collate(rows: list[list[Layout]], multiple: int = 1) -> Batch:
     round_up = power if multiple > 1 else lambda count, least: count
     n_samples = round_up(max(map(len, rows)), 8)
     n_slots = round_up(max(len(layout.slots) for row in rows for layout in row), 16)
-    slots = torch.from_numpy(columns(sample=-1, kind=PAD)).repeat(len(rows), n_samples, n_slots, 1)
+    slots = columns(sample=np.arange(n_samples), kind=PAD, order=NEVER)
+    slots = torch.from_numpy(slots)[:, None].repeat(len(rows), 1, n_slots, 1)
     pad = data.shape[1] - 1
     n_sources = round_up(max(int((sample[:, 3] >= 0).sum()) for sample in samples), 16) if n_slots else 0
     sources = torch.full((len(rows), n_samples, n_sources), pad)
@@ -177,7 +196,7 @@ def collate(rows: list[list[Layout]], multiple: int = 1) -> Batch:
             pooled = (layout.columns[:, 3] >= 0).nonzero()[:, 0]  # columns of index >= 0 go into slots
             sources[i, j, : len(pooled)] = pooled + start
             start += len(layout.tokens)
-    slots, packed = Columns(slots.flatten(1, 2)), any(row[1:] for row in rows)
+    slots, packed = Columns(slots.flatten(1, 2)), any(row[1:] or int(row[0].columns[:, 5].max()) > 1 for row in rows)
     return Batch(tokens, positions, labels, weights, Columns(data), slots, comp_places, sources, packed)
 
 
@@ -241,9 +260,9 @@ def _pack(row: list[Layout]) -> tuple[Tensor, ...]:
 def _stack(rows: tuple[Tensor, ...], multiple: int) -> Tensor:
     """Rows of unequal length as one tensor (B, N, ...), N above each of them; padding is 0, or PAD columns."""
     longest = _up(max(len(row) for row in rows) + 1, multiple)
-    pad = torch.from_numpy(columns(sample=-1, kind=PAD))
     out = torch.zeros(len(rows), longest, *rows[0].shape[1:], dtype=rows[0].dtype)
-    out += pad if out.ndim == 3 else 0
+    if out.ndim == 3:  # each a sample of its own, that sees itself and nothing else
+        out += torch.from_numpy(columns(sample=-1 - np.arange(longest), kind=PAD))
     for i, row in enumerate(rows):
         out[i, : len(row)] = row
     return out

@@ -119,8 +119,9 @@ class Parallel:
             rows = x.index_select(2, self.sources[0])  # (B, H, G * S, head_dim)
         else:
             rows = x.gather(2, self.sources[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
-        slots = self.pool[:, None] @ rows.unflatten(2, (self.pool.shape[1], -1))  # P has a block for each sample
-        return torch.cat([x, slots.flatten(2, 3)], 2)
+        rows = rows.unflatten(2, (self.pool.shape[1], -1)).permute(0, 2, 3, 1, 4)  # (B, G, S, H, head_dim)
+        slots = self.pool @ rows.flatten(3)  # (B, G, M, H * head_dim): P has a block for each sample
+        return torch.cat([x, slots.flatten(1, 2).unflatten(2, (x.shape[1], -1)).transpose(1, 2)], 2)
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """queries (B, heads, N, head_dim) over keys and values (B, H, N + M, head_dim) -> (B, heads, N, head_dim)."""

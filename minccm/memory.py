@@ -71,8 +71,8 @@ class Memory:
             raise ValueError(f"{path} is damaged: its tensors are not such as this model's memory has")
         keys, values = keys.to(self.keys), values.to(self.values)
         low = torch.tensor(columns(index=-1)[0])
-        high = torch.tensor(columns(kind=PAD - 1, step=step - 1, index=n - 1, order=tokens, last=0, first=1)[0])
-        later = Columns.of(columns(step=step, order=tokens, last=np.arange(2)))[:, None]
+        high = torch.tensor(columns(kind=PAD - 1, step=step - 1, index=n - 1, order=tokens, question=0, first=1)[0])
+        later = Columns.of(columns(step=step, order=tokens, question=np.arange(2)))[:, None]
         finite = keys.isfinite().all() and values.isfinite().all()
         within = data.dtype == torch.int64 and ((data >= low) & (data <= high)).all()
         if not finite or not within or not visible(method, later, Columns(data)).any(0).all():
@@ -112,7 +112,7 @@ class Memory:
         if len(slots.data):
             memory = memory.merged(method, slots)
         # a later query: of a context, or of an input
-        later = columns(step=self.step + 1, order=self.tokens + len(added.data), last=np.arange(2))
+        later = columns(step=self.step + 1, order=self.tokens + len(added.data), question=np.arange(2))
         memory = memory.select(visible(method, Columns.of(later, keys.device)[:, None], memory.columns).any(0))
         memory.step, memory.position = self.step + 1, self.position + text
         memory.tokens = self.tokens + len(added.data)

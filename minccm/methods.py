@@ -30,14 +30,15 @@ class Columns:
 
     data: Tensor
 
-    sample = property(lambda self: self.data[..., 0])  # which sample of a packed row; -1 where there is none
+    sample = property(lambda self: self.data[..., 0])  # which sample of a packed row; below 0: none
     kind = property(lambda self: self.data[..., 1])  # TEXT, COMP, SLOT or PAD
     step = property(lambda self: self.data[..., 2])  # time step from 0; input and output have the last one
     index = property(lambda self: self.data[..., 3])  # j of a COMP token or slot; of text, its slot (or -1)
     order = property(lambda self: self.data[..., 4])  # place in the sequence, for causality
-    last = property(lambda self: self.data[..., 5] == 1)  # of input and output, which answer and do not compress
+    question = property(lambda self: self.data[..., 5])  # from 1, of input and output: several may ask one memory
     first = property(lambda self: self.data[..., 6] == 1)  # is BOS: the sink, where there is one
 
+    last = property(lambda self: self.question > 0)  # of input and output, which answer and do not compress
     text = property(lambda self: self.kind == TEXT)
     comp = property(lambda self: self.kind == COMP)
     slot = property(lambda self: self.kind == SLOT)
@@ -55,9 +56,9 @@ class Columns:
         return Columns(self.data.to(device))
 
 
-def columns(sample=0, kind=TEXT, step=0, index=-1, order=0, last=0, first=0) -> np.ndarray:
+def columns(sample=0, kind=TEXT, step=0, index=-1, order=0, question=0, first=0) -> np.ndarray:
     """The data of C columns, int64 (C, 7), from integers and arrays (C,); one column from integers alone."""
-    fields = (sample, kind, step, index, order, last, first)
+    fields = (sample, kind, step, index, order, question, first)
     data = np.empty((next((len(field) for field in fields if isinstance(field, np.ndarray)), 1), 7), np.int64)
     for i, field in enumerate(fields):
         data[:, i] = field
@@ -173,8 +174,9 @@ def visible(method: Method, q: Columns, k: Columns) -> Tensor:
 
     Dense mask, block mask, picture, recursion and eviction all ask this one question.
     """
-    own_step = (k.kind != SLOT) & (k.step == q.step)  # padding sees padding, so no row is empty
-    beyond = method.sees(q, k) | (method.sink & k.first)
+    # padding sees itself, so no row is empty
+    own_step = (k.kind != SLOT) & (k.step == q.step) & (k.question == q.question)
+    beyond = (method.sees(q, k) | (method.sink & k.first)) & (k.question == 0)  # what one asks, no other sees
     return (k.sample == q.sample) & (k.order <= q.order) & (own_step | beyond)
 
 

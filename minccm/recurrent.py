@@ -64,7 +64,7 @@ def predict_recurrent(model, method: Method, batch: Batch) -> tuple[Tensor, Tens
             keys, values = (torch.cat([x, share @ x], 3) for x in (keys, values))
             memory = Columns(torch.cat([memory.data, slots.data], 1))
         # a later query: of a context, or of an input
-        later = Columns.of(columns(step=step + 1, order=2 * width, last=np.arange(2)), device)[None, :, None]
+        later = Columns.of(columns(step=step + 1, order=2 * width, question=np.arange(2)), device)[None, :, None]
         kept = visible(method, later, memory[:, None]).any(1) & (memory.kind != PAD)
         memory, place, _ = taken(memory, kept)  # row by row: else each would hold what any keeps
         place = place[None, :, None, :, None].expand(*shape[:3], -1, shape[4])

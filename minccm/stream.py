@@ -177,7 +177,7 @@ class Stream:
 
     def _columns(self):
         """Columns of the chunk that is next to be compressed with its COMP tokens, and its slots."""
-        return step_columns(self.method, self.n, [self.chunk], self.memory.step, self.memory.tokens, answers=False)[1:]
+        return step_columns(self.method, self.n, [self.chunk], self.memory.step, self.memory.tokens, questions=0)[1:]
 
     def _compress(self, comp: Tensor) -> None:
         """The oldest chunk gives way to its COMP tokens, keys and values `comp` (2, layers, kv heads, n, head_dim)."""

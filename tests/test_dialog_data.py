@@ -96,6 +96,23 @@ def test_answers_in_contexts(made):
     assert answers > 300  # one forward pass has several
 
 
+def test_further_questions(made):
+    """Each of a sample's further questions is answered with what a context has told, and asks for another fact."""
+    every = {value for tables in dialog.VALUES.values() for table in tables for value in table}
+    asked = 0
+    for sample, dialogue in made["train"][:300]:
+        questions = sample.get("questions", [])
+        values = [fact.value for fact in dialogue.known()]
+        assert len(questions) == (len(values) if "answer" in sample else 0)
+        for input, target in questions:
+            assert input.startswith("User: ") and input.endswith("\nBot:")
+            said = [value for value in values if value in target]
+            assert said and sample["answer"] not in said and set(said) <= every, (input, target)
+            assert any(said[0] in context for context in sample["contexts"])
+            asked += 1
+    assert asked > 1000
+
+
 def test_every_time_step_and_distance():
     """generate_at keeps to the time step and the distance that are asked for, and its samples are sound as well."""
     for step in range(1, 29):
@@ -255,4 +272,8 @@ PINNED = {
     "answer": "blue scarf",
     "distance": 1,
     "answers": [],
+    "questions": [
+        ["User: Which animal does my brother have?\nBot:", "His pet is a tiny cat."],
+        ["User: I forgot when my brother's alarm is set.\nBot:", "Your brother's alarm is set for eleven thirty."],
+    ],
 }

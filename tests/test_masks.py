@@ -46,10 +46,17 @@ sizes = st.lists(st.lists(st.integers(1, 9), min_size=2, max_size=6), min_size=1
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
-@given(st.builds(get_method, st.sampled_from(sorted(METHODS)), st.booleans()), st.integers(1, 4), sizes, st.booleans())
-def test_block_mask_is_the_dense_mask(method, n, lengths, packed):
+@given(
+    st.builds(get_method, st.sampled_from(sorted(METHODS)), st.booleans()),
+    st.integers(1, 4),
+    sizes,
+    st.booleans(),
+    st.integers(0, 2),
+)
+def test_block_mask_is_the_dense_mask(method, n, lengths, packed, count):
     """Every pair gets the same answer from FlexAttention's mask as from the dense one."""
-    layouts = [lay_out(method, n, 100, [[5] * length for length in row[:-1]], [5] * row[-1], [6, 2]) for row in lengths]
+    texts = [([[5] * length for length in row[:-1]], [5] * row[-1], [6, 2]) for row in lengths]
+    layouts = [lay_out(method, n, 100, *text, more=[text[1:]] * count) for text in texts]
     batch = collate([layouts] if packed else [[layout] for layout in layouts])
     keys = Columns(torch.cat([batch.columns.data, batch.slots.data], 1))
     dense = dense_mask(method, batch.columns, keys)
@@ -58,6 +65,21 @@ def test_block_mask_is_the_dense_mask(method, n, lengths, packed):
     assert torch.equal(create_mask(block.mask_mod, *shape, device="cpu")[:, 0], dense)
     blocks = block.to_dense()[:, 0].bool().repeat_interleave(128, 1).repeat_interleave(128, 2)
     assert blocks[:, : dense.shape[1], : dense.shape[2]].logical_or(~dense).all()  # no seen block is skipped
+
+
+@pytest.mark.parametrize("name", ["full", "ccm-concat", "ccm-merge"])
+def test_padding_is_hardly_attended(name):
+    """A block of padding looks at itself alone, and no block at the padding of the slots: a long row costs its text."""
+    layout = lay_out(get_method(name), 4, 100, [[5] * 9] * 8, [5] * 9, [6, 2])
+    batch = collate([[layout]], 1024)
+    keys = Columns(torch.cat([batch.columns.data, batch.slots.data], 1))
+    seen = block_mask(get_method(name), batch.columns, keys).to_dense()[0, 0].bool()  # (8, 8 or more) blocks
+    assert seen.shape[0] == 8 and layout.tokens.numel() < 128
+    assert torch.equal(seen[1:, :8], torch.eye(8, dtype=torch.bool)[1:]) and not seen[1:, 8:].any()
+    batch = collate([[layout] * 2], 128)
+    unused = ~batch.slots.slot
+    assert unused.any() or name != "ccm-merge"
+    assert not dense_mask(get_method(name), batch.columns, batch.slots)[unused[:, None].expand(-1, 256, -1)].any()
 
 
 def test_weights_of_merging():

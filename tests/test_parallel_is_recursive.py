@@ -80,6 +80,21 @@ def test_packing_changes_nothing(method, n, batch):
         torch.testing.assert_close(three, one, atol=1e-9, rtol=1e-9)
 
 
+@settings(quick, max_examples=40)
+@given(methods, st.integers(1, 4), samples, st.lists(samples.map(lambda sample: sample[1:]), max_size=3), samples)
+def test_questions_of_one_memory_do_not_see_each_other(method, n, sample, more, other):
+    """Several questions in one pass get the logits that each would get if it were the only one."""
+    contexts, *first = sample
+    model = random_model(n, learned=method.learned)
+    layouts = [lay_out(method, n, 40, *sample, more=more), lay_out(method, n, 40, *other)]
+    targets = [target for _, target in [first, *more, other[1:]]]
+    for rows in ([layouts], [[layout] for layout in layouts]):
+        together = predict(model, method, collate(rows))[0].split([len(target) for target in targets])
+        for (input, target), logits in zip([first, *more], together):
+            (alone,) = parallel_logits(model, method, n, [[(contexts, input, target)]])
+            torch.testing.assert_close(logits, alone, atol=1e-9, rtol=1e-9)
+
+
 @quick
 @given(methods, st.integers(1, 8), samples)
 def test_memory_holds_what_is_seen(method, n, sample):

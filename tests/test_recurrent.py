@@ -31,10 +31,10 @@ def loss_and_gradients(forward, method, n, layouts):
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
-@given(methods, st.integers(1, 4), batches, st.sampled_from([0.0, 0.5]))
-def test_the_same_loss_and_gradients(method, n, batch, text_weight):
-    """Of batches of unequal samples, with and without a loss on the other text: within 1e-9."""
-    layouts = [lay_out(method, n, 40, *sample, text_weight) for sample in batch]
+@given(methods, st.integers(1, 4), batches, st.sampled_from([0.0, 0.5]), st.integers(0, 2))
+def test_the_same_loss_and_gradients(method, n, batch, text_weight, count):
+    """Of batches of unequal samples, with and without a loss on the other text, one question or more: within 1e-9."""
+    layouts = [lay_out(method, n, 40, *sample, text_weight, more=[sample[1:]] * count) for sample in batch]
     loss, rows, gradients = loss_and_gradients(predict, method, n, layouts)
     again, places, others = loss_and_gradients(predict_recurrent, method, n, layouts)
     assert torch.equal(places, rows)

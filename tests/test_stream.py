@@ -112,7 +112,7 @@ def test_the_running_mean_is_exact(name):
     comps = (torch.randn(2, 2, 2, steps, 4, generator=generator) + 3).bfloat16()
     expected = torch.zeros(2, 2, 2, 1, 4, dtype=torch.float64)
     for step in range(steps):
-        added, slot = map(Columns.of, step_columns(method, n, [0], step, memory.tokens, answers=False)[1:])
+        added, slot = map(Columns.of, step_columns(method, n, [0], step, memory.tokens, questions=0)[1:])
         memory = memory.updated(method, *comps[:, :, :, step : step + 1], added, slot, text=0)
         rate = method.rate(step + 1)
         expected = (1 - rate) * expected + rate * comps[:, :, :, step : step + 1].double()

@@ -147,8 +147,28 @@ def test_learning_begins_with_short_samples():
         short = [make(index, 3) for index in range(50)]
         assert max(len(sample["contexts"]) for sample in short) == 3
         assert max(len(make(index)["contexts"]) for index in range(50)) >= 16
-    sample = {"contexts": list("abcdef"), "input": "x", "target": "y", "distance": 4, "answers": [1, 4]}
-    assert data.shorten(sample, 2) == sample | {"contexts": list("cdef"), "answers": [2]}
+    sample = {"contexts": list("abcdef"), "input": "x", "target": "y", "distance": 4, "answers": [1, 4]} | {
+        "questions": [["?", "a"]]
+    }
+    assert data.shorten(sample, 2) == sample | {"contexts": list("cdef"), "answers": [2], "questions": []}
+
+
+def test_several_questions_of_a_sample(tiny):
+    """--questions 3: two further questions of a sample are learned as its own is, each as if asked in its place."""
+    tokenizer, method = Tokenizer(tiny), get_method("ccm-merge")
+    config, source = load_model(tiny).config, data.source("persona", "train")
+    for count in (1, 3):
+        options = dict(steps=1, batch=1, grow=0, longest=None, questions=count, text_weight=0.0, pack=False)
+        (batch,) = Steps(source, tokenizer, config, method, 2, argparse.Namespace(**options, row_tokens=2048))[0]
+        sample = source(0)
+        asked = [[sample["input"], sample["target"]], *sample["questions"]][:count]
+        parts = [segments(tokenizer, sample | dict(input=input, target=target))[1:] for input, target in asked]
+        assert batch.labels[batch.weights == 1].tolist() == sum((target for _, target in parts), [])
+        for question, (input, target) in enumerate(parts, 1):
+            at = batch.columns.question == question
+            assert batch.tokens[at].tolist() == input + target
+            assert batch.positions[at].min() == batch.positions[batch.columns.text & ~batch.columns.last].max() + 1
+        assert batch.columns.question.max() == count > 0 and len(sample["questions"]) >= 2
 
 
 def test_answers_in_contexts_count(tiny):
@@ -234,7 +254,9 @@ def test_samples_grow(micro):
     """From one or two contexts on, up to the longest there are or --longest."""
     model, tokenizer, counts = load_model(micro), Tokenizer(micro), {}
     for longest in (None, 6):
-        options = argparse.Namespace(steps=10, batch=40, grow=0.5, longest=longest, text_weight=0.0, pack=False)
+        options = argparse.Namespace(
+            steps=10, batch=40, grow=0.5, longest=longest, questions=1, text_weight=0.0, pack=False
+        )
         options.row_tokens = 10**6
         steps = Steps(data.source("dialog", "train"), tokenizer, model.config, get_method("ccm-concat"), 2, options)
         counts[longest] = [int(steps[step][0].columns.step.max()) for step in (0, 9)]
@@ -245,7 +267,7 @@ def test_gist_online_trains_on_one_context(micro):
     """Its samples have one context, where those of the method it runs as have many."""
     counts = {}
     for name in ("gist-online", "ccm-concat-independent"):
-        options = argparse.Namespace(steps=2, batch=8, grow=0, longest=None, text_weight=0.0, pack=False)
+        options = argparse.Namespace(steps=2, batch=8, grow=0, longest=None, questions=1, text_weight=0.0, pack=False)
         options.row_tokens = 10**6
         model, tokenizer = load_model(micro), Tokenizer(micro)
         source = data.source("persona", "train")

@@ -133,6 +133,7 @@ def test_impossible_settings(complains, tmp_path):
         ('{"contexts": ["a"], "input": "a", "target": "b", "options": ["c"]}', "'target' is not among 'options'"),
         ('{"contexts": ["a"], "input": "a", "target": "b", "answer": "c"}', "'answer' is not part of 'target'"),
         ('{"contexts": ["a"], "input": "a", "target": "b", "answers": [1]}', "'answers' is to be a list of numbers"),
+        ('{"contexts": [], "input": "a", "target": "b", "questions": [["a", ""]]}', "'questions' is to be a list of"),
         ("[]", "a sample is a JSON object"),
         ("\udcff", "line 2"),
     ],
