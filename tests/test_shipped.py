@@ -22,9 +22,11 @@ def of(shipped, tiny, method, name, time_step):
     return measure(model, tokenizer, run, data.at_step(name, "test", time_step, COUNT), budget=4096)
 
 
-@pytest.mark.parametrize("method, low, high", [("none", 0, 0.15), ("full", 0.95, 1), ("ccm-concat", 0.85, 1)])
+@pytest.mark.parametrize(
+    "method, low, high", [("none", 0, 0.15), ("full", 0.95, 1), ("ccm-concat", 0.85, 1), ("ccm-merge", 0.7, 1)]
+)
 def test_recall(shipped, tiny, method, low, high):
-    """After 8 turns: exact recall of a fact with full context and with concatenated memory, hardly any without."""
+    """After 8 turns: exact recall of a fact with full context and with either memory, hardly any without."""
     assert low <= of(shipped, tiny, method, "dialog", 8)["recall"] <= high
 
 
@@ -39,6 +41,8 @@ def test_compressed_memory_helps(shipped, tiny, method):
 
 @pytest.mark.parametrize("name, low", [("persona", 0.85), ("icl", 0.8)])
 def test_gap_closed(shipped, tiny, name, low):
-    """After 16 lines of a profile, or 16 demonstrations, concatenated memory closes the gap from no to full context."""
-    none, full, concat = (of(shipped, tiny, run, name, 16)["accuracy"] for run in ("none", "full", "ccm-concat"))
+    """After 16 lines of a profile, or 16 demonstrations, either memory closes the gap from no to full context."""
+    runs = "none", "full", "ccm-concat", "ccm-merge"
+    none, full, concat, merge = (of(shipped, tiny, run, name, 16)["accuracy"] for run in runs)
     assert full > 0.9 and none < 0.5 and (concat - none) / (full - none) > low
+    assert (merge - none) / (full - none) > low - 0.1
