@@ -353,17 +353,17 @@ def sample(split: str, index: int, seed: int = 0) -> dict:
     events, asked, others = _draw_events(rng, habits)
     name = rng.choice(NAMES)
     contexts = [_sentence(rng, rng.choice(DOMAINS[event[0]][2]), name, *event) for event in events]
-    options = []
 
-    def ask(domain: str, condition: str, choice: str) -> list[str]:
+    def ask(domain: str, condition: str, choice: str) -> tuple[str, str, list[str]]:
+        """Input, target and options."""
         question, opening = DOMAINS[domain][3]
         template = rng.choice((f"Question: {question}? Answer:", opening))
-        options.append(rng.sample(CHOICES[domain], len(CHOICES[domain])))
-        return [_sentence(rng, template, name, domain, condition), choice]
+        options = rng.sample(CHOICES[domain], len(CHOICES[domain]))
+        return _sentence(rng, template, name, domain, condition), choice, options
 
-    text, choice = ask(*asked)
-    questions = [ask(*habit) for habit in rng.sample(others, len(others))]
-    return {"contexts": contexts, "input": text, "target": choice, "options": options[0], "questions": questions}
+    text, target, options = ask(*asked)
+    questions = [list(ask(*habit)[:2]) for habit in rng.sample(others, len(others))]
+    return {"contexts": contexts, "input": text, "target": target, "options": options, "questions": questions}
 
 
 def generate(split: str, count: int, seed: int = 0) -> Iterator[dict]:

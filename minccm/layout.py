@@ -46,7 +46,7 @@ def segments(tokenizer, sample: dict, reads: bool = True) -> tuple[list[list[int
 
 def more_segments(tokenizer, sample: dict, count: int, reads: bool = True) -> list[tuple[list[int], list[int]]]:
     """Token ids of (input, target) of the first `count` of a sample's further "questions"."""
-    head = {"contexts": sample["contexts"][:1]}  # whether there is one tells what an input begins with
+    head = {"contexts": [""] * bool(sample["contexts"])}  # whether there is one tells what an input begins with
     pairs = [dict(input=input, target=target) for input, target in sample.get("questions", [])[:count]]
     return [segments(tokenizer, sample | head | pair, reads)[1:] for pair in pairs]
 

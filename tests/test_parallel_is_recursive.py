@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from minccm.layout import collate, lay_out
@@ -82,6 +82,7 @@ def test_packing_changes_nothing(method, n, batch):
 
 @settings(quick, max_examples=40)
 @given(methods, st.integers(1, 4), samples, st.lists(samples.map(lambda sample: sample[1:]), max_size=3), samples)
+@example(get_method("full"), 1, ([[7]], [8], [9]), [([10], [11])], ([], [12], [13]))  # sees most, and may need no mask
 def test_questions_of_one_memory_do_not_see_each_other(method, n, sample, more, other):
     """Several questions in one pass get the logits that each would get if it were the only one."""
     contexts, *first = sample
