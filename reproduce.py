@@ -26,10 +26,11 @@ from minccm.files import make_folder, write_text
 
 SCALES = {  # options of train.py
     "full": {
-        "base": "--dim 512 --ffn 1408 --layers 8 --heads 8 --vocab 8000 --steps 4000 --batch 128 --lr 1.5e-3 "
+        "base": "--dim 512 --ffn 1408 --layers 8 --heads 8 --vocab 8000 --steps 2400 --batch 128 --lr 1.5e-3 "
         "--validate 256 --save-every 200 --compile",
-        "step1": "--steps 600 --batch 128 --lr 2e-4 --validate 525 --patience 3 --save-every 50",
-        "adapter": "--steps 1000 --batch 128 --lr 1e-3 --r 16 --alpha 32 --dropout 0.05 --validate 525",
+        "step1": "--steps 900 --batch 128 --lr 3e-4 --validate 525 --patience 3 --save-every 50",
+        "adapter": "--steps 600 --batch 128 --lr 3e-3 --r 32 --alpha 64 --dropout 0.05 --text-weight 0.1 --distill 1 "
+        "--validate 525 --compile",
         "table": "--samples 0 --row-tokens 32768",
         "generated": "--steps 1500 --grow 0.4",
         "generated table": "--samples 200",
@@ -53,7 +54,7 @@ ABLATIONS = {  # name: options of train.py
     "independent-concat": "--method ccm-concat-independent --n 2",
     "independent-merge": "--method ccm-merge-independent --n 2",
     "target-only": "--method ccm-concat --n 2 --text-weight 0",  # the others learn from every turn
-    "distilled": "--method ccm-concat --n 2 --distill 1",
+    "undistilled": "--method ccm-concat --n 2 --distill 0",
 }
 PAPER = {  # LLaMA-7B, perplexity at t = 1, 2, 4, 8, 12 (table 25)
     "none": (8.93, 9.06, 9.33, 9.85, 9.67),
@@ -101,7 +102,7 @@ class Stages:
                 raise ValueError(f"{stage} was made by another command: give another --out, or remove {done}")
             return
         again = " --resume" if (self.out / stage / "state.pt").is_file() else ""
-        print(f"{stage}: python {command}{again}", flush=True)
+        say(f"{stage}: python {command}{again}")
         began = time.perf_counter()
         with open(log, "wb") as file:
             words = [sys.executable, *shlex.split(command + again)]
@@ -111,7 +112,7 @@ class Stages:
             raise ValueError(f"{stage} failed, see {log}: {said[-1]}")
         seconds = time.perf_counter() - began
         write_text(done, json.dumps({"command": command, "seconds": seconds}) + "\n")
-        print(f"{stage}: {seconds:.0f} s", flush=True)
+        say(f"{stage}: {seconds:.0f} s")
 
     def train(self, stage: str, *parts: str) -> None:
         """A stage of train.py."""
@@ -133,6 +134,11 @@ class Stages:
         text = markdown(json.loads((self.out / f"{name}.json").read_text("utf-8")))
         write_text(self.out / f"{name}.md", text)
         print(f"\n{text}\n{self.out / name}.json, .md and .png")
+
+
+def say(line: str) -> None:
+    """Prints a line in one piece, as several threads may have something to say at once."""
+    print(line + "\n", end="", flush=True)
 
 
 def main() -> None:
@@ -171,7 +177,7 @@ def conversations(stages: Stages, wanted: dict[str, str], scale: dict[str, str],
     counter = shlex.quote(str(counter.resolve()))
     stages.run("dailydialog", f"-m data.dailydialog {raw}/dailydialog --tokenizer {counter} --out {out}/dailydialog")
     daily = f"--data {out}/dailydialog"
-    stages.train("step1", f"--pretrain --init {out}/base {daily} --text-weight 0.1 --grow 0", scale["step1"])
+    stages.train("step1", f"--pretrain --init {out}/base {daily} --text-weight 0 --grow 0", scale["step1"])
     if options.until == "step1":
         return
 

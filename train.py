@@ -17,12 +17,12 @@ import os
 import shutil
 import time
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
@@ -31,10 +31,11 @@ from eval import BASELINES, BY_TURNS, TIME_STEPS, Run, close_gaps, evaluate, sho
 from minccm import cli, ranks
 from minccm.checkpoint import load_adapter, load_model, save_adapter, save_model
 from minccm.config import LlamaConfig
-from minccm.distill import divergence
+from minccm.distill import divergence, teacher
 from minccm.files import make_folder, write_text, write_whole
-from minccm.layout import Batch, check_length, collate, group, lay_out, more_segments, pack, segments
-from minccm.mask import predict
+from minccm.graphs import Replayed
+from minccm.layout import Batch, Layout, check_length, collate, group, lay_out, more_segments, pack, segments
+from minccm.mask import all_columns, predict, seen_blocks
 from minccm.methods import Method, get_method
 from minccm.model import Transformer
 from minccm.recurrent import predict_recurrent
@@ -109,6 +110,15 @@ class Steps(Dataset):
         return self.options.steps
 
     def __getitem__(self, step: int) -> list[Batch]:
+        layouts, options = self.layouts(step), self.options
+        lengths = [len(layout.tokens) for layout in layouts]
+        if options.pack:
+            rows = [[layouts[i] for i in row] for row in pack(lengths, options.row_tokens, options.multiple)]
+            return collate(rows, options.multiple, options.least).split()
+        return [collate([[layouts[i]] for i in indices]) for indices in group(lengths, options.row_tokens)]
+
+    def layouts(self, step: int) -> list[Layout]:
+        """The samples of a step."""
         layouts = []
         grown = (step + 1) / max(1, self.options.grow * self.options.steps)
         # Short samples first: what is close is learned many times faster than what is far, and carries over.
@@ -128,11 +138,17 @@ class Steps(Dataset):
             layout = lay_out(self.method, self.n, vocab_size, contexts, input, target, weight, answered, more)
             check_length(layout, self.config.max_positions)
             layouts.append(layout)
-        lengths = [len(layout.tokens) for layout in layouts]
-        if self.options.pack:
-            rows = [[layouts[i] for i in row] for row in pack(lengths, self.options.row_tokens, self.options.multiple)]
-            return collate(rows, self.options.multiple).split()
-        return [collate([[layouts[i]] for i in indices]) for indices in group(lengths, self.options.row_tokens)]
+        return layouts
+
+    def settle(self) -> None:
+        """From here on all steps have one shape, that of the largest of the last eight and a little more."""
+        options, last = self.options, range(max(0, len(self) - 8), len(self))
+        if options.row_tokens is None:
+            needed = max(sum(len(layout.tokens) for layout in self.layouts(step)) for step in last)
+            options.row_tokens = min(65536, -(-int(1.1 * needed) // 1024) * 1024)
+        options.multiple = options.row_tokens
+        sizes = [batch.sizes for step in last for batch in self[step]]
+        options.least = tuple(map(max, zip(*sizes)))
 
 
 def answer_lengths(tokenizer: Tokenizer, sample: dict, contexts: list[list[int]]) -> list[int]:
@@ -185,18 +201,21 @@ def new_base(options, device) -> tuple[Transformer, Tokenizer]:
 
 
 def prepare_speed(model: Transformer, method: Method, options, device: torch.device) -> None:
-    """Settles how a step's samples become batches, options.pack, row_tokens and multiple, and compiles the blocks.
+    """Settles how a step's samples become batches (options.pack, row_tokens, multiple), and compiles the blocks.
 
     Compiled on a GPU, samples are packed into rows of few lengths, under FlexAttention's block mask: what is compiled
     for each length pays in a long run, or with a large model. Elsewhere groups of like length are padded: a small
-    model would wait for the compiler longer than it computes, and a CPU has no such backward pass.
+    model would wait for the compiler longer than it computes, and a CPU has no such backward pass. The packed rows of a
+    small model's adapter are all of one length, and options.replay: a CUDA graph does its step.
     """
     large = device.type == "cuda" and sum(p.numel() for p in model.parameters()) > 5e8
     compiled = large if options.compile is None else options.compile
     options.pack = compiled and device.type == "cuda" and not options.recurrent
+    options.replay = options.pack and not (large or options.pretrain or options.checkpoint or method.learned)
+    options.replay &= ranks.COUNT == 1
     rows = row_tokens_for(model, options) if large else 2048 if device.type == "cpu" else 65536
-    options.row_tokens = options.row_tokens or rows
-    options.multiple = max(128, options.row_tokens // 8 // 128 * 128)
+    options.row_tokens = options.row_tokens or (None if options.replay else rows)
+    options.multiple, options.least = max(128, (options.row_tokens or 0) // 8 // 128 * 128), (0,) * 5
     if compiled:
         torch._dynamo.config.recompile_limit = 64  # asked for here alone: to load the compiler takes seconds
         for block in model.layers:
@@ -271,7 +290,8 @@ def main():
     else:
         torch.set_num_threads(torch.get_num_threads())  # left alone it may follow the load, and rounding with it
     decay = 0.1 if options.pretrain else 0.0
-    optimizer = torch.optim.AdamW(trained.values(), lr=options.lr, betas=(0.9, 0.95), weight_decay=decay)
+    fused = device.type == "cuda"
+    optimizer = torch.optim.AdamW(trained.values(), options.lr, (0.9, 0.95), weight_decay=decay, fused=fused)
 
     kept = {"loss": math.inf, "stale": 0}  # of the checkpoint that is kept, and how many came after it
     first = resume(out, options, trained, optimizer, kept) if options.resume else 0
@@ -279,6 +299,8 @@ def main():
         torch.manual_seed(options.seed + ranks.RANK + first)  # what is dropped differs
     log = open(out / "log.jsonl" if ranks.MAIN else os.devnull, "a" if first else "w", buffering=1)
     steps = Steps(source, tokenizer, model.config, method, options.n, options)
+    if options.replay:
+        steps.settle()
     held_out = held_out_batches(tokenizer, model.config, method, options) if options.validate else []
     workers = 0 if device.type == "cpu" else max(1, (min(16, os.cpu_count()) - 2) // ranks.COUNT)
     # the loader must not draw from the generator that dropout draws from, or a resumed run would differ
@@ -286,6 +308,25 @@ def main():
     loader = DataLoader(steps, batch_size=None, sampler=order, num_workers=workers, generator=apart)
     bar = tqdm(loader, total=options.steps, initial=first, unit="step", dynamic_ncols=True, disable=not ranks.MAIN)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=options.pretrain and device.type == "cuda")
+
+    def loss_of(batch: Batch, weight, blocks=None, taught=None) -> Tensor:
+        """A batch's share of its step's loss; blocks, taught: of mask.seen_blocks, if known, and of the teacher."""
+        with autocast:
+            if options.recurrent:
+                logits, rows = predict_recurrent(model, method, batch)  # (R, vocab_size)
+            else:
+                logits, rows = predict(model, method, batch, options.pack, blocks=blocks)
+            losses = F.cross_entropy(logits.float(), batch.labels.flatten()[rows], reduction="none")  # (R,)
+            loss = (losses * batch.weights.flatten()[rows]).sum()
+            if options.distill:
+                loss = loss + options.distill * divergence(model, method, batch, logits, rows, options.pack, taught)
+        return loss / weight
+
+    def gradients(*inputs) -> tuple[Tensor, ...]:
+        loss = loss_of(*inputs)
+        return loss.detach(), *torch.autograd.grad(loss, list(trained.values()), materialize_grads=True)
+
+    replayed, views = Replayed(gradients), [method, teacher(method)][: 1 + bool(options.distill)]
 
     started = time.perf_counter()
     for step, batches in enumerate(bar, first):
@@ -301,16 +342,14 @@ def main():
         total = torch.zeros((), device=device)
         for batch in batches:
             batch = batch.to(device)
-            with autocast:
-                forward = predict_recurrent if options.recurrent else partial(predict, flex=options.pack)
-                logits, rows = forward(model, method, batch)  # (R, vocab_size)
-                losses = F.cross_entropy(logits.float(), batch.labels.flatten()[rows], reduction="none")  # (R,)
-                loss = (losses * batch.weights.flatten()[rows]).sum() / weight
-                if options.distill:
-                    loss = (
-                        loss + options.distill * divergence(model, method, batch, logits, rows, options.pack) / weight
-                    )
-            loss.backward()
+            if options.replay:  # of what it needs, which blocks are seen is not known beforehand
+                blocks = [seen_blocks(view, batch.columns, all_columns(view, batch)) for view in views]
+                loss, *found = replayed(batch, torch.full((), weight, device=device), *blocks)
+                for parameter, gradient in zip(trained.values(), found):
+                    parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+            else:
+                loss = loss_of(batch, weight)
+                loss.backward()
             total += loss.detach()
         total = ranks.sum_gradients(list(trained.values()), total)
         norm = torch.nn.utils.clip_grad_norm_(trained.values(), 1.0)
@@ -372,9 +411,15 @@ def main():
 
 
 def held_out_batches(tokenizer: Tokenizer, config: LlamaConfig, method: Method, options) -> list[Batch]:
-    """The samples of the validation part that tell which checkpoint is the best, with a loss on their targets alone."""
-    made = argparse.Namespace(**vars(options) | {"batch": options.validate, "text_weight": 0.0, "grow": 0.0})
-    return Steps(data.source(options.data, "validation"), tokenizer, config, method, options.n, made)[0]
+    """The samples of the validation part that tell which checkpoint is the best, with a loss on their targets alone.
+
+    In parts about as large as a step, which have its shape.
+    """
+    parts = -(-options.validate // options.batch)
+    more = {"batch": -(-options.validate // parts), "steps": parts, "text_weight": 0.0, "grow": 0.0}
+    made = argparse.Namespace(**vars(options) | more)
+    steps = Steps(data.source(options.data, "validation"), tokenizer, config, method, options.n, made)
+    return [batch for part in range(parts) for batch in steps[part]]
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ without the adapter (with step 1, where that is merged), in a second forward pas
 text before it and no COMP token, and since COMP tokens do not advance positions, that is full context.
 """
 
+import functools
 from dataclasses import replace
 
 import torch
@@ -16,14 +17,21 @@ from minccm.mask import predict
 from minccm.methods import Method
 
 
-def divergence(model, method: Method, batch: Batch, logits: Tensor, rows: Tensor, flex: bool = False) -> Tensor:
+@functools.cache
+def teacher(method: Method) -> Method:
+    """The same layout, in which text sees all text before it, and nothing is merged."""
+    return replace(method, sees=lambda q, k: k.text, rate=None, learned=())
+
+
+def divergence(
+    model, method: Method, batch: Batch, logits: Tensor, rows: Tensor, flex: bool = False, blocks=None
+) -> Tensor:
     """KL(full context || memory) in nats, summed over the tokens that count fully: the target, and answers before it.
 
-    logits (R, vocab_size), rows (R,): what mask.predict gives for the batch.
+    logits (R, vocab_size), rows (R,): what mask.predict gives for the batch; blocks: as there, of the teacher.
     """
-    full = replace(method, sees=lambda q, k: k.text)
     with torch.no_grad():
-        taught, _ = predict(model, full, batch, flex, adapted=False)  # (R, vocab_size)
+        taught, _ = predict(model, teacher(method), batch, flex, adapted=False, blocks=blocks)  # (R, vocab_size)
     target = batch.weights.flatten()[rows] >= 1
-    logits, taught = (x[target].float().log_softmax(-1) for x in (logits, taught))
-    return F.kl_div(logits, taught, log_target=True, reduction="sum")
+    logits, taught = (x.float().log_softmax(-1) for x in (logits, taught))
+    return (F.kl_div(logits, taught, log_target=True, reduction="none").sum(-1) * target).sum()

@@ -4,8 +4,10 @@ A small model's pass is some hundred kernels of a few microseconds each, and to 
 they do. A memory that does not grow keeps the shapes the same.
 """
 
+import copy
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import is_dataclass
 
 import torch
 from torch import Tensor
@@ -29,24 +31,37 @@ def capture(work: Callable[[], None], then: Callable[[], None] = lambda: None, p
     return graph
 
 
+def leaves(x) -> list:
+    """What is in x, in any nesting of dataclasses, lists and tuples: tensors and other things."""
+    if is_dataclass(x):
+        x = tuple(vars(x).values())
+    return [leaf for part in x for leaf in leaves(part)] if isinstance(x, (list, tuple)) else [x]
+
+
 class Replayed:
-    """A function from tensors to a tuple of tensors, replayed by a graph where their shapes come for the third time."""
+    """A function that gives a tuple of tensors, replayed by a graph where inputs of the same shapes come a third time.
+
+    Inputs are tensors, or dataclasses, lists and tuples of tensors. The function is to change nothing.
+    """
 
     def __init__(self, function: Callable[..., tuple[Tensor, ...]]):
-        self.function, self.met, self.graphs = function, Counter(), {}
+        self.function, self.met, self.graphs, self.pool = function, Counter(), {}, None
 
-    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+    def __call__(self, *inputs) -> tuple[Tensor, ...]:
         """Without a GPU just the function."""
-        shapes = tuple(tensor.shape for tensor in inputs)
+        given = leaves(inputs)
+        shapes = tuple(leaf.shape if isinstance(leaf, Tensor) else leaf for leaf in given)
+        given = [leaf for leaf in given if isinstance(leaf, Tensor)]
         self.met[shapes] += 1
-        if not inputs[0].is_cuda or self.met[shapes] < 3:
+        if not given[0].is_cuda or self.met[shapes] < 3:
             return self.function(*inputs)
         if shapes not in self.graphs:
-            places, outputs = [tensor.clone() for tensor in inputs], []
-            graph = capture(lambda: outputs.append(self.function(*places)))
+            self.pool = self.pool or torch.cuda.graph_pool_handle()
+            places, outputs = copy.deepcopy(inputs), []
+            graph = capture(lambda: outputs.append(self.function(*places)), pool=self.pool)
+            places = [leaf for leaf in leaves(places) if isinstance(leaf, Tensor)]
             self.graphs[shapes] = graph, places, outputs[-1]
         graph, places, outputs = self.graphs[shapes]
-        for place, tensor in zip(places, inputs):
-            place.copy_(tensor)
+        torch._foreach_copy_(places, given)
         graph.replay()
         return tuple(output.clone() for output in outputs)

@@ -139,7 +139,7 @@ def check_length(layout: Layout, max_positions: int) -> None:
 class Batch:
     """B rows of N tokens: each row is up to G samples, one behind the other, and then padding.
 
-    Every row ends in padding, to which the padding of `comp_places` and `sources` points.
+    Every row ends in padding, to which the padding of `comp_places`, `predicting` and `sources` points.
     """
 
     tokens: Tensor  # int64 (B, N)
@@ -147,9 +147,10 @@ class Batch:
     labels: Tensor  # int64 (B, N)
     weights: Tensor  # fp32 (B, N)
     columns: Columns  # (B, N, 7)
-    slots: Columns  # (B, G * M, 7): M slots a sample
+    slots: Columns  # (B, G * T * n, 7): n slots of each of a sample's steps, PAD where there is none
     comp_places: Tensor  # int64 (B, C): places of COMP tokens in their row
-    sources: Tensor  # int64 (B, G, S): places in their row of the tokens that a sample's slots are made of
+    predicting: Tensor  # int64 (B, R): places in their row that have a weight
+    sources: Tensor  # int64 (B, G, T, n, S): places of the S tokens at most of which merging makes a step's part of n
     packed: bool  # does any row hold texts that may not see each other: more than one sample, or question?
 
     @property
@@ -157,6 +158,12 @@ class Batch:
         """int64 (B * C,): rows of the flattened tokens that are COMP tokens (or padding)."""
         rows = torch.arange(len(self.tokens), device=self.tokens.device)[:, None]
         return (self.comp_places + rows * self.tokens.shape[1]).flatten()
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """What its shapes depend on, beside B, N, method and n: C, R, G, T, S."""
+        samples, steps, _, tokens = self.sources.shape[1:]
+        return self.comp_places.shape[1], self.predicting.shape[1], samples, steps, tokens
 
     def to(self, device) -> "Batch":
         """The same batch on a device."""
@@ -170,34 +177,45 @@ class Batch:
         return [Batch(**{name: x[i : i + 1] for name, x in fields.items()}, packed=self.packed) for i in rows]
 
 
-def collate(rows: list[list[Layout]], multiple: int = 1) -> Batch:
+def collate(rows: list[list[Layout]], multiple: int = 1, least: tuple[int, ...] = (0,) * 5) -> Batch:
     """A batch whose row i packs the samples rows[i]. The number of tokens is padded to a multiple of `multiple`.
 
-    Where that is above 1 the other sizes are rounded up, too, to powers of two: what is compiled for each shape is to
-    meet few.
+    Where that is above 1 the other sizes are rounded up, too: what is compiled for each shape is to meet few. least:
+    the `sizes` that they are to have at least.
     """
     tokens, positions, labels, weights, data = (_stack(field, multiple) for field in zip(*map(_pack, rows)))
-    samples = [row[row[:, 0] == i] for row, packed in zip(data, rows) for i in range(len(packed))]
-    round_up = power if multiple > 1 else lambda count, least: count
-    n_samples = round_up(max(map(len, rows)), 8)
-    n_slots = round_up(max(len(layout.slots) for row in rows for layout in row), 16)
-    slots = columns(sample=np.arange(n_samples), kind=PAD, order=NEVER)
-    slots = torch.from_numpy(slots)[:, None].repeat(len(rows), 1, n_slots, 1)
+    size = lambda i, count, round_up: max(least[i], round_up(count) if multiple > 1 else count)
     pad = data.shape[1] - 1
-    n_sources = round_up(max(int((sample[:, 3] >= 0).sum()) for sample in samples), 16) if n_slots else 0
-    sources = torch.full((len(rows), n_samples, n_sources), pad)
-    comp = [(row[:, 1] == COMP).nonzero()[:, 0] for row in data]
-    comp_places = torch.full((len(rows), round_up(max(map(len, comp)), 128)), pad)
+    comp_places, predicting = (
+        _places(which, pad, lambda count, i=i: size(i, count, lambda count: power(count, 128)))
+        for i, which in enumerate((data[..., 1] == COMP, weights > 0))
+    )
+    n_samples = size(2, max(map(len, rows)), lambda count: power(count, 8))
+    made = torch.cat([layout.slots for row in rows for layout in row])
+    n_steps = n_parts = 0
+    if len(made):
+        n_steps, n_parts = size(3, int(made[:, 2].max()) + 1, lambda count: _up(count, 8)), int(made[:, 3].max()) + 1
+    slots = torch.from_numpy(columns(sample=np.arange(n_samples), kind=PAD, order=NEVER))
+    slots = slots[:, None, None].repeat(len(rows), 1, n_steps, n_parts, 1)  # (B, G, T, n, 7)
+    pooled = []  # of each token that goes into a slot: row, sample, step, part, number there, and place
     for i, row in enumerate(rows):
-        comp_places[i, : len(comp[i])] = comp[i]
         start = 0
-        for j, layout in enumerate(row if n_slots else []):
-            slots[i, j, : len(layout.slots)] = layout.slots + _shift(j, start)
-            pooled = (layout.columns[:, 3] >= 0).nonzero()[:, 0]  # columns of index >= 0 go into slots
-            sources[i, j, : len(pooled)] = pooled + start
+        for j, layout in enumerate(row if n_steps else []):
+            slots[i, j, layout.slots[:, 2], layout.slots[:, 3]] = layout.slots + _shift(j, start)
+            place = (layout.columns[:, 3] >= 0).nonzero()[:, 0]  # columns of index >= 0 go into slots
+            step, part = layout.columns[place][:, 2:4].unbind(1)
+            counts = (step * n_parts + part).unique_consecutive(return_counts=True)[1]  # those of a part are neighbours
+            number = torch.arange(len(place)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+            pooled.append([torch.full_like(place, i), torch.full_like(place, j), step, part, number, place + start])
             start += len(layout.tokens)
-    slots, packed = Columns(slots.flatten(1, 2)), any(row[1:] or int(row[0].columns[:, 5].max()) > 1 for row in rows)
-    return Batch(tokens, positions, labels, weights, Columns(data), slots, comp_places, sources, packed)
+    pooled = [torch.cat(field) for field in zip(*pooled)]
+    most = size(4, int(pooled[4].max()) + 1, lambda count: power(count, 1)) if n_steps else 0
+    sources = torch.full((len(rows), n_samples, n_steps, n_parts, most), pad)
+    if pooled:
+        sources[tuple(pooled[:5])] = pooled[5]
+    packed = any(row[1:] or int(row[0].columns[:, 5].max()) > 1 for row in rows)
+    slots = Columns(slots.flatten(1, 3))
+    return Batch(tokens, positions, labels, weights, Columns(data), slots, comp_places, predicting, sources, packed)
 
 
 def group(lengths: list[int], budget: int) -> list[list[int]]:
@@ -241,6 +259,15 @@ def _up(count: int, multiple: int) -> int:
 def power(count: int, least: int) -> int:
     """`count` rounded up to a power of two, from `least` on; or 0."""
     return max(least, 1 << (count - 1).bit_length()) if count else 0
+
+
+def _places(which: Tensor, pad: int, size) -> Tensor:
+    """Where `which`, bool (B, N), is true: int64 (B, size(the longest row's number)), filled up with `pad`."""
+    places = [row.nonzero()[:, 0] for row in which]
+    out = torch.full((len(which), size(max(map(len, places)))), pad)
+    for row, found in zip(out, places):
+        row[: len(found)] = found
+    return out
 
 
 def _shift(sample: int, start: int) -> Tensor:

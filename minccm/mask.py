@@ -5,8 +5,8 @@ Merged memory is attended as extra columns, behind those of the tokens:
     K' = [K ; P K],   V' = [V ; P V]
 
 Each row of P is a weighted mean over COMP tokens: slot (t, j) averages COMP token j of the steps up to t, with the
-weights that the recursion Mem(t) = (1 - a_t) Mem(t-1) + a_t h(t) gives them. Concatenated memory needs no P: there the
-COMP tokens' own columns are the memory. Masks are drawn from methods.visible alone.
+weights that the recursion Mem(t) = (1 - a_t) Mem(t-1) + a_t h(t) gives them (methods.merge_weights). Concatenated
+memory needs no P: there the COMP tokens' own columns are the memory. Masks are drawn from methods.visible alone.
 """
 
 import functools
@@ -16,10 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from minccm.layout import Batch, power
+from minccm.layout import Batch
 from minccm.lora import lora_gate
-from minccm.methods import Columns, Method, merge_weights, visible
+from minccm.methods import METHODS, Columns, Method, merge_weights, visible
 from minccm.model import attention
+from minccm.rows import Rows
 
 
 def dense_mask(method: Method, queries: Columns, keys: Columns) -> Tensor:
@@ -40,14 +41,20 @@ class At:
         return self.fields[key[-1]][self.b, self.i]
 
 
-def block_mask(method: Method, queries: Columns, keys: Columns) -> BlockMask:
-    """The same for FlexAttention. The predicate is asked only where a block's samples and orders leave it open."""
-    n, total = queries.data.shape[1], keys.data.shape[1]
-    # int32 and field by field: a kernel asks the predicate for every pair of each block that is seen in part
-    of_q, of_k = ([field.contiguous() for field in x.data.int().unbind(-1)] for x in (queries, keys))
+class Numbered(Columns):
+    """Columns of a row whose turns are numbered in an eighth field: a kernel compares one int32, not three."""
 
-    def mask_mod(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return visible(method, Columns(At(of_q, b, q)), Columns(At(of_k, b, k)))
+    turn = property(lambda self: self.data[..., 7])
+
+
+def seen_blocks(method: Method, queries: Columns, keys: Columns) -> tuple[Tensor, ...]:
+    """Which blocks of keys each block of queries sees in part, and which as a whole, as FlexAttention wants it.
+
+    int32: how many in part (B, 1, blocks of queries), their numbers in order, with the others behind (B, 1, blocks of
+    queries, blocks of keys); and both again of those that are seen as a whole. The predicate is asked only where a
+    block's samples and orders leave it open.
+    """
+    n, total = queries.data.shape[1], keys.data.shape[1]
 
     def blocks(x: Columns) -> Tensor:  # (B, C, 7) -> (B, C / BLOCK, BLOCK, 7), the last one filled up by copies
         copies = x.data[:, -1:].expand(-1, -x.data.shape[1] % BLOCK, -1)
@@ -64,64 +71,74 @@ def block_mask(method: Method, queries: Columns, keys: Columns) -> BlockMask:
         some[b, i, j], all_[b, i, j] = seen.flatten(1).any(1), seen.flatten(1).all(1)
     if n % BLOCK or total % BLOCK:  # at the edge a kernel needs the mask
         all_[:] = False
-    partial, whole = (x[:, None].int() for x in (some & ~all_, all_))
-    # the numbers of the blocks that count, first; in order
-    numbers = [x.argsort(dim=-1, descending=True, stable=True).int() for x in (partial, whole)]
-    return BlockMask.from_kv_blocks(
-        partial.sum(-1, dtype=torch.int32),
-        numbers[0],
-        whole.sum(-1, dtype=torch.int32),
-        numbers[1],
-        BLOCK,
-        mask_mod,
-        (n, total),
-    )
+    found = []
+    for which in (some & ~all_, all_):
+        which = which[:, None].int()
+        found += [which.sum(-1, dtype=torch.int32), which.argsort(dim=-1, descending=True, stable=True).int()]
+    return tuple(found)
 
 
-def pool_matrix(method: Method, slots: Columns, sources: Columns) -> Tensor:
-    """P, float64 (..., M, S): the weight in each slot (..., M, 7) of the keys and values of each source (..., S, 7)."""
-    slots, across = Columns(slots.data.unsqueeze(-2)), Columns(sources.data.unsqueeze(-3))
-    weights = merge_weights(method, int(slots.step.max()) + 1).to(slots.data.device)
-    same = (slots.sample == across.sample) & (slots.index == across.index)
-    index = slots.index if weights.shape[2] > 1 else 0
-    weights = weights[slots.step, across.step.clamp(max=len(weights) - 1), index] * same
-    # several tokens of one step and index (the parts of text of the compressive method) share its weight
-    alike = sources.step * (int(sources.index.max()) + 2) + sources.index + 1  # (..., S); all of one sample
-    counts = torch.zeros(*alike.shape[:-1], int(alike.max()) + 1, dtype=torch.int64, device=alike.device)
-    twins = counts.scatter_add(-1, alike, torch.ones_like(alike)).gather(-1, alike)
-    return weights / twins.unsqueeze(-2)
+def block_mask(method: Method, queries: Columns, keys: Columns, blocks: tuple[Tensor, ...] | None = None) -> BlockMask:
+    """dense_mask for FlexAttention; the keys begin with the queries. blocks: as of seen_blocks, if they are known."""
+    # a kernel asks the predicate for every pair of each block that is seen in part, so fields are int32 and apart
+    turns = F.pad(keys.turn.diff(dim=1) != 0, (1, 0)).cumsum(1)  # a turn's columns are neighbours
+    fields = [field.int().contiguous() for field in (*keys.data.unbind(-1), turns)]
+
+    def mask_mod(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return visible(method, Numbered(At(fields, b, q)), Numbered(At(fields, b, k)))
+
+    lengths = queries.data.shape[1], keys.data.shape[1]
+    return BlockMask.from_kv_blocks(*(blocks or seen_blocks(method, queries, keys)), BLOCK, mask_mod, lengths)
+
+
+def placed_weights(method: Method, steps: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """merge_weights (steps, steps, 1 or n), where they are needed."""
+    return merge_weights(method, steps).to(device, dtype)
+
+
+fixed_weights = functools.lru_cache(64)(placed_weights)  # of a method that learns none: made and sent once
 
 
 class Parallel:
-    """The view of a batch in training: [tokens; slots], under a dense mask or FlexAttention's block mask."""
+    """The view of a batch in training: [tokens; slots], under a dense mask or FlexAttention's block mask.
 
-    def __init__(self, method: Method, batch: Batch, dtype: torch.dtype, flex: bool = False):
-        keys = Columns(torch.cat([batch.columns.data, batch.slots.data], 1))  # (B, N + G * M, 7)
+    P is not written out. A slot's weight in a COMP token depends on their steps alone (and on their common index, where
+    slots have rates of their own), so P K is a product by (T, T) of the keys put in order of step and index.
+    """
+
+    def __init__(self, method: Method, batch: Batch, dtype: torch.dtype, flex: bool = False, blocks=None):
+        keys = all_columns(method, batch)
         self.sources = self.flex = None
-        if batch.slots.data.shape[1]:
-            samples, self.sources = batch.sources.shape[1], batch.sources.flatten(1)  # (B, G * S)
-            rows = torch.arange(len(batch.tokens), device=batch.sources.device)[:, None, None]
-            columns = Columns(batch.columns.data[rows, batch.sources])  # (B, G, S, 7)
-            self.pool = pool_matrix(method, Columns(batch.slots.data.unflatten(1, (samples, -1))), columns).to(dtype)
+        if method.rate and batch.slots.data.shape[1]:
+            self.sources, steps = batch.sources, batch.sources.shape[2]  # (B, G, T, n, S)
+            there = self.sources != batch.tokens.shape[1] - 1  # the last place of a row is padding
+            self.shares = there.to(dtype) / there.sum(-1, keepdim=True).clamp(min=1)  # a step's part is their mean
+            fixed = method.name in METHODS and METHODS[method.name].rate is method.rate  # else it is learned, Method.of
+            self.weights = (fixed_weights if fixed else placed_weights)(method, steps, keys.data.device, dtype)
         if flex:
-            self.flex = block_mask(method, batch.columns, keys)
+            self.flex = block_mask(method, batch.columns, keys, blocks)
         else:
             self.mask = dense_mask(method, batch.columns, keys)[:, None]  # (B, 1, N, N + M)
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """keys and values (B, H, N, head_dim) -> (B, H, N + G * M, head_dim): [K; P K] and [V; P V]."""
+        """keys and values (B, H, N, head_dim) -> (B, H, N + M, head_dim): [K; P K] and [V; P V], M = G * T * n."""
         if self.sources is None:
             return keys, values
         return self._pooled(keys), self._pooled(values)
 
     def _pooled(self, x: Tensor) -> Tensor:
+        places = self.sources.flatten(1)
         if len(x) == 1:  # a packed row
-            rows = x.index_select(2, self.sources[0])  # (B, H, G * S, head_dim)
+            found = Rows.apply(x, places[0], 2)  # (B, H, G * T * n * S, head_dim)
         else:
-            rows = x.gather(2, self.sources[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
-        rows = rows.unflatten(2, (self.pool.shape[1], -1)).permute(0, 2, 3, 1, 4)  # (B, G, S, H, head_dim)
-        slots = self.pool @ rows.flatten(3)  # (B, G, M, H * head_dim): P has a block for each sample
-        return torch.cat([x, slots.flatten(1, 2).unflatten(2, (x.shape[1], -1)).transpose(1, 2)], 2)
+            found = x.gather(2, places[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
+        found = found.unflatten(2, self.sources.shape[1:])
+        parts = (found * self.shares[:, None, ..., None]).sum(-2)  # (B, H, G, T, n, head_dim), what a step brings
+        if self.weights.shape[2] == 1:  # (T, T, 1)
+            slots = (self.weights[..., 0] @ parts.flatten(4)).view_as(parts)
+        else:  # (T, T, n)
+            slots = (self.weights.permute(2, 0, 1) @ parts.transpose(3, 4)).transpose(3, 4)
+        return torch.cat([x, slots.flatten(2, 4)], 2)
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """queries (B, heads, N, head_dim) over keys and values (B, H, N + M, head_dim) -> (B, heads, N, head_dim)."""
@@ -131,21 +148,27 @@ class Parallel:
         return flex(queries, keys, values, block_mask=self.flex, enable_gqa=queries.shape[1] != keys.shape[1])
 
 
-def predict(model, method: Method, batch: Batch, flex: bool = False, adapted: bool = True) -> tuple[Tensor, Tensor]:
+def all_columns(method: Method, batch: Batch) -> Columns:
+    """What there is to attend to: columns (B, N + M, 7) of the tokens, and of the slots behind them, if it has any."""
+    return Columns(torch.cat([batch.columns.data, batch.slots.data], 1)) if method.rate else batch.columns
+
+
+def predict(
+    model, method: Method, batch: Batch, flex: bool = False, adapted: bool = True, blocks=None
+) -> tuple[Tensor, Tensor]:
     """The parallel pass of a batch: logits (R, vocab_size), and rows (R,), the places (of B * N) they predict from.
 
-    flex: FlexAttention instead of a dense mask; as that is compiled for each shape, places of padding, of weight 0,
-    make R a power of two. adapted: False leaves the model's adapter out.
+    flex: FlexAttention instead of a dense mask, for a batch of one row; as that is compiled for each shape, R is the
+    batch's own, and some rows may be padding, of weight 0. adapted: False leaves the model's adapter out. blocks: what
+    seen_blocks gives for batch.columns and all_columns, if it is known.
     """
     method, comp = method.of(model), batch.comp
-    rows = batch.weights.flatten().nonzero()[:, 0]
-    if flex:
-        rows = F.pad(rows, (0, power(len(rows), 128) - len(rows)), value=batch.tokens.numel() - 1)
+    rows = batch.predicting[0] if flex else batch.weights.flatten().nonzero()[:, 0]
     gate = lora_gate(comp, method.conditional, adapted)
     if method.name == "full" and not batch.packed:
         view = None  # plain causal attention, which needs no mask: padding stands behind the text
     else:
-        view = Parallel(method, batch, model.embed_tokens.weight.dtype, flex)
+        view = Parallel(method, batch, model.embed_tokens.weight.dtype, flex, blocks)
     return model(batch.tokens, batch.positions, view, comp, gate, rows), rows
 
 

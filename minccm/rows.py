@@ -11,21 +11,22 @@ from torch import Tensor
 
 
 class Rows(torch.autograd.Function):
-    """x[rows] of x (N, ...), for rows (R,) of which no two are the same, but for padding that no gradient comes from.
+    """x[rows] along a dimension, for rows (R,) of which no two are the same, but for padding without a gradient.
 
-    So its gradient is written, where autograd's own would be summed up in an order that changes from run to run.
+    So its gradient is written, where autograd's own would be summed up, slowly and in an order that changes from run to
+    run.
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, rows: Tensor) -> Tensor:
+    def forward(ctx, x: Tensor, rows: Tensor, dim: int = 0) -> Tensor:
         ctx.save_for_backward(rows)
-        ctx.shape = x.shape
-        return x.index_select(0, rows)
+        ctx.shape, ctx.dim = x.shape, dim
+        return x.index_select(dim, rows)
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
         (rows,) = ctx.saved_tensors
-        return gradient.new_zeros(ctx.shape).index_copy(0, rows, gradient), None
+        return gradient.new_zeros(ctx.shape).index_copy(ctx.dim, rows, gradient), None, None
 
 
 class OnRows(torch.autograd.Function):

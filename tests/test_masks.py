@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import create_mask
 
 from minccm.layout import collate, lay_out
-from minccm.mask import block_mask, dense_mask, pool_matrix, predict
+from minccm.mask import Parallel, all_columns, block_mask, dense_mask, predict
 from minccm.methods import COMP, METHODS, SLOT, TEXT, Columns, get_method, merge_weights
 
 # who sees whom across steps, in words: (query's step, key's kind, key's step, number of the last step) -> bool
@@ -58,7 +58,7 @@ def test_block_mask_is_the_dense_mask(method, n, lengths, packed, count):
     texts = [([[5] * length for length in row[:-1]], [5] * row[-1], [6, 2]) for row in lengths]
     layouts = [lay_out(method, n, 100, *text, more=[text[1:]] * count) for text in texts]
     batch = collate([layouts] if packed else [[layout] for layout in layouts])
-    keys = Columns(torch.cat([batch.columns.data, batch.slots.data], 1))
+    keys = all_columns(method, batch)
     dense = dense_mask(method, batch.columns, keys)
     block = block_mask(method, batch.columns, keys)
     shape = (len(dense), None, *dense.shape[1:])
@@ -72,7 +72,7 @@ def test_padding_is_hardly_attended(name):
     """A block of padding looks at itself alone, and no block at the padding of the slots: a long row costs its text."""
     layout = lay_out(get_method(name), 4, 100, [[5] * 9] * 8, [5] * 9, [6, 2])
     batch = collate([[layout]], 1024)
-    keys = Columns(torch.cat([batch.columns.data, batch.slots.data], 1))
+    keys = all_columns(get_method(name), batch)
     seen = block_mask(get_method(name), batch.columns, keys).to_dense()[0, 0].bool()  # (8, 8 or more) blocks
     assert seen.shape[0] == 8 and layout.tokens.numel() < 128
     assert torch.equal(seen[1:, :8], torch.eye(8, dtype=torch.bool)[1:]) and not seen[1:, 8:].any()
@@ -120,7 +120,8 @@ def test_flex_attention_on_a_gpu(name):
 def test_compressive_pools_parts_of_the_text():
     """Compressive memory averages a step's text in n consecutive parts, of which a short text fills fewer."""
     method = get_method("compressive")
-    layout = lay_out(method, 2, 100, [[1, 7, 8, 9], [5]], [3], [2])
-    slots, tokens = Columns(layout.slots[None]), Columns(layout.columns[None])
+    batch = collate([[lay_out(method, 2, 100, [[1, 7, 8, 9], [5]], [3], [2])]])
+    unit = torch.eye(batch.tokens.shape[1], dtype=torch.float64)[None, None]  # where K is that, P K is P
+    pooled = Parallel(method, batch, torch.float64).extend(0, unit, unit)[0][0, 0, len(unit[0, 0]) :]
     expected = [[1 / 2, 1 / 2, 0, 0, 0], [0, 0, 1 / 2, 1 / 2, 0], [0, 0, 0, 0, 1]]
-    assert pool_matrix(method, slots, tokens)[0, :, :5].tolist() == expected
+    assert pooled[batch.slots.slot[0], :5].tolist() == expected

@@ -1,10 +1,12 @@
 """What is fast in training changes no number: packed rows, joined weights, checkpoints, many processes."""
 
+import argparse
 import os
 import random
 import socket
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 import torch
@@ -12,11 +14,15 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import data
+from minccm.config import read_config
 from minccm.layout import collate, lay_out, pack
 from minccm.mask import Parallel, predict
 from minccm.methods import METHODS, get_method
+from minccm.tokenizer import Tokenizer
 from tests.conftest import ROOT, random_model
 from tests.test_training import losses, micro, train  # noqa: F401  (micro is a fixture)
+from train import Steps, held_out_batches
 
 tokens = st.integers(3, 39)
 EXAMPLES = sorted(map(str, (ROOT / "examples").glob("*.py")))
@@ -52,8 +58,24 @@ def test_steps_have_few_shapes():
             layouts.append(lay_out(get_method("ccm-merge"), 4, 40, contexts, [6] * 9, [7] * draw.randint(2, 20)))
         rows = pack([len(layout.tokens) for layout in layouts], 8192, 512)
         batch = collate([[layouts[i] for i in row] for row in rows], 512).split()[0]
-        shapes.add((batch.tokens.shape, batch.slots.data.shape, batch.sources.shape, batch.comp.shape))
+        shapes.add((batch.tokens.shape, batch.slots.data.shape, batch.sizes))
     assert len(shapes) <= 4
+
+
+@pytest.mark.parametrize("method", ["ccm-concat", "ccm-merge", "compressive"])
+def test_settled_steps_have_one_shape(tiny, method):
+    """A small model's steps, and its validation, are packed into rows of one shape, which a CUDA graph can replay."""
+    tokenizer, config = Tokenizer(tiny), read_config(tiny)
+    told = dict(batch=12, grow=0, steps=20, longest=None, questions=4, text_weight=0.01, pack=True, row_tokens=None)
+    options = argparse.Namespace(**told, multiple=128, least=(0,) * 5, validate=30, data="dialog", n=4)
+    steps = Steps(data.source("dialog", "train"), tokenizer, config, get_method(method), 4, options)
+    steps.settle()
+    batches = [batch for step in range(20) for batch in steps[step]]
+    held_out = held_out_batches(tokenizer, config, get_method(method), options)
+    shapes = [(batch.tokens.shape, batch.slots.data.shape, batch.sizes) for batch in batches + held_out]
+    assert Counter(shapes).most_common(1)[0][1] >= 0.9 * len(shapes)  # all, but for a rare larger one
+    used = sum(int((batch.columns.sample >= 0).sum()) for batch in batches)
+    assert used > 0.6 * sum(batch.tokens.numel() for batch in batches)
 
 
 @pytest.mark.parametrize("name", ["full", "ccm-concat", "ccm-merge"])
@@ -64,7 +86,7 @@ def test_nothing_is_compiled_anew(name, monkeypatch):
     flex = torch.cuda.is_available()  # whose kernels are for heads of 16 and more
     method, model, compiled = get_method(name), random_model(2, head_dim=16 if flex else 4), []
     if not flex:  # FlexAttention trains on a GPU only; the rest is as it is there
-        monkeypatch.setattr("minccm.mask.Parallel", lambda method, batch, dtype, flex: Parallel(method, batch, dtype))
+        monkeypatch.setattr("minccm.mask.Parallel", lambda method, batch, dtype, *_: Parallel(method, batch, dtype))
     model = model.to("cuda" if flex else "cpu", torch.float32)
     for block in model.layers:
         block.compile(dynamic=False, backend="inductor" if flex else "eager")
@@ -90,7 +112,9 @@ def gradients(model, method, n, batches, count):
         loss = F.cross_entropy(logits, batch.labels.flatten()[rows], reduction="sum") / count
         loss.backward()
         total += loss.item()
-    return [torch.tensor(total)] + [p.grad for p in model.adapter_state().values() if p.grad is not None]
+    return [torch.tensor(total)] + [
+        torch.zeros_like(p) if p.grad is None else p.grad for p in model.adapter_state().values()
+    ]
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
@@ -98,15 +122,18 @@ def gradients(model, method, n, batches, count):
     st.builds(get_method, st.sampled_from([*sorted(METHODS), *EXAMPLES]), st.booleans()),
     st.integers(1, 4),
     st.lists(samples, min_size=1, max_size=6),
+    st.sampled_from([(0,) * 5, (200, 130, 9, 9, 0), (0, 0, 0, 0, 8)]),
 )
-def test_packed_is_padded(method, n, batch):
-    """Rows of one shape, weights joined, blocks checkpointed: loss and gradients of one sample a row, within 1e-9."""
+def test_packed_is_padded(method, n, batch, least):
+    """Rows of one shape, larger than need be, weights joined, blocks checkpointed: loss and gradients of one sample a
+    row, within 1e-9."""
     model = random_model(n, learned=method.learned)
     layouts = [lay_out(method, n, 40, *sample) for sample in batch]
     expected = gradients(model, method, n, [collate([[layout] for layout in layouts])], len(batch))
     rows = pack([len(layout.tokens) for layout in layouts], 200, 32)
-    batches = collate([[layouts[i] for i in row] for row in rows], 32).split()
-    assert len({(b.tokens.shape, b.slots.data.shape, b.sources.shape, b.comp.shape) for b in batches}) == 1
+    batches = collate([[layouts[i] for i in row] for row in rows], 32, least).split()
+    assert len({(b.tokens.shape, b.slots.data.shape, b.sizes) for b in batches}) == 1
+    assert all(size >= at_least for size, at_least in zip(batches[0].sizes[:3], least))
     model.join_weights()
     model.checkpoint = True
     for one, other in zip(gradients(model, method, n, batches, len(batch)), expected, strict=True):
@@ -193,3 +220,13 @@ def test_compiled_on_a_gpu(name):
         results.append([loss.detach().cpu()] + [p.grad.cpu() for p in model.adapter_state().values()])
     for one, other in zip(*results, strict=True):
         assert (one - other).norm() <= 0.05 * one.norm() + 1e-6
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs are of a GPU")
+@pytest.mark.parametrize("method", ["ccm-concat", "ccm-merge", "compressive"])
+def test_replayed_on_a_gpu(micro, tmp_path, method):  # noqa: F811
+    """Packed, compiled, and replayed by a CUDA graph: the losses of plain padded steps, also with distillation."""
+    told = ["--device", "cuda", "--dtype", "fp32", "--dropout", "0", "--method", method, "--distill", "0.5"]
+    for name, more in (("plain", "--no-compile"), ("replayed", "--compile")):
+        train(micro, tmp_path / name, *told, more, "--steps", "12", "--validate", "8")
+    assert losses(tmp_path / "replayed") == pytest.approx(losses(tmp_path / "plain"), abs=2e-3)
