@@ -32,9 +32,9 @@ class ConditionalLinear(nn.Linear):
     def add_lora(self, r: int, alpha: float, dropout: float) -> None:
         """Adds A and B of rank r, scaled by alpha / r; dropout is of their input, in training."""
         device = self.weight.device
-        self.lora_A = nn.Parameter(torch.empty(r, self.in_features, device=device))
+        a = nn.init.kaiming_uniform_(torch.empty(r, self.in_features), a=5**0.5)  # the same draw on every device
+        self.lora_A = nn.Parameter(a.to(device))
         self.lora_B = nn.Parameter(torch.zeros(self.out_features, r, device=device))  # so training starts at the base
-        nn.init.kaiming_uniform_(self.lora_A, a=5**0.5)
         self.scale, self.dropout, self.joint = alpha / r, dropout, None
 
     @torch.no_grad()
