@@ -7,6 +7,7 @@ goes on from (text tokens so far). Samples may be packed into one row, one behin
 padded only to the longest row of its batch, or to one of a few lengths, so that nothing is compiled for each anew.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -184,38 +185,51 @@ def collate(rows: list[list[Layout]], multiple: int = 1, least: tuple[int, ...] 
     the `sizes` that they are to have at least.
     """
     tokens, positions, labels, weights, data = (_stack(field, multiple) for field in zip(*map(_pack, rows)))
-    size = lambda i, count, round_up: max(least[i], round_up(count) if multiple > 1 else count)
-    pad = data.shape[1] - 1
-    comp_places, predicting = (
-        _places(which, pad, lambda count, i=i: size(i, count, lambda count: power(count, 128)))
-        for i, which in enumerate((data[..., 1] == COMP, weights > 0))
-    )
+
+    def size(which: int, count: int, up=lambda count: power(count, 128)) -> int:
+        return max(least[which], up(count) if multiple > 1 else count)
+
+    comp_places = _places(data[..., 1] == COMP, lambda count: size(0, count))
+    predicting = _places(weights > 0, lambda count: size(1, count))
+    slots, sources = _merged(rows, data.shape[1] - 1, size)
+    packed = any(row[1:] or int(row[0].columns[:, 5].max()) > 1 for row in rows)
+    data, slots = Columns(data), Columns(slots.flatten(1, 3))
+    return Batch(tokens, positions, labels, weights, data, slots, comp_places, predicting, sources, packed)
+
+
+def _merged(rows: list[list[Layout]], pad: int, size: Callable[..., int]) -> tuple[Tensor, Tensor]:
+    """The data of slots (B, G, T, n, 7), and sources (B, G, T, n, S); where nothing is merged T is 0. See Batch."""
     n_samples = size(2, max(map(len, rows)), lambda count: power(count, 8))
+    unused = torch.from_numpy(columns(sample=np.arange(n_samples), kind=PAD, order=NEVER))[:, None, None]
     made = torch.cat([layout.slots for row in rows for layout in row])
-    n_steps = n_parts = 0
-    if len(made):
-        n_steps, n_parts = size(3, int(made[:, 2].max()) + 1, lambda count: _up(count, 8)), int(made[:, 3].max()) + 1
-    slots = torch.from_numpy(columns(sample=np.arange(n_samples), kind=PAD, order=NEVER))
-    slots = slots[:, None, None].repeat(len(rows), 1, n_steps, n_parts, 1)  # (B, G, T, n, 7)
-    pooled = []  # of each token that goes into a slot: row, sample, step, part, number there, and place
+    if not len(made):
+        return unused.repeat(len(rows), 1, 0, 0, 1), torch.zeros(len(rows), n_samples, 0, 0, 0, dtype=torch.int64)
+    n_steps, n_parts = size(3, int(made[:, 2].max()) + 1, lambda count: _up(count, 8)), int(made[:, 3].max()) + 1
+    slots = unused.repeat(len(rows), 1, n_steps, n_parts, 1)
+    found = []  # of each token that goes into a slot: row, sample, step, part, number there, and place in the row
     for i, row in enumerate(rows):
         start = 0
-        for j, layout in enumerate(row if n_steps else []):
+        for j, layout in enumerate(row):
             slots[i, j, layout.slots[:, 2], layout.slots[:, 3]] = layout.slots + _shift(j, start)
             place = (layout.columns[:, 3] >= 0).nonzero()[:, 0]  # columns of index >= 0 go into slots
             step, part = layout.columns[place][:, 2:4].unbind(1)
             counts = (step * n_parts + part).unique_consecutive(return_counts=True)[1]  # those of a part are neighbours
             number = torch.arange(len(place)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
-            pooled.append([torch.full_like(place, i), torch.full_like(place, j), step, part, number, place + start])
+            found.append([torch.full_like(place, i), torch.full_like(place, j), step, part, number, place + start])
             start += len(layout.tokens)
-    pooled = [torch.cat(field) for field in zip(*pooled)]
-    most = size(4, int(pooled[4].max()) + 1, lambda count: power(count, 1)) if n_steps else 0
-    sources = torch.full((len(rows), n_samples, n_steps, n_parts, most), pad)
-    if pooled:
-        sources[tuple(pooled[:5])] = pooled[5]
-    packed = any(row[1:] or int(row[0].columns[:, 5].max()) > 1 for row in rows)
-    slots = Columns(slots.flatten(1, 3))
-    return Batch(tokens, positions, labels, weights, Columns(data), slots, comp_places, predicting, sources, packed)
+    *at, number, place = (torch.cat(field) for field in zip(*found))
+    sources = torch.full((*slots.shape[:4], size(4, int(number.max()) + 1, lambda count: power(count, 1))), pad)
+    sources[(*at, number)] = place
+    return slots, sources
+
+
+def _places(which: Tensor, size: Callable[[int], int]) -> Tensor:
+    """Where `which`, bool (B, N), is true: int64 (B, size(the longest row's number)), filled up with the last place."""
+    places = [row.nonzero()[:, 0] for row in which]
+    out = torch.full((len(which), size(max(map(len, places)))), which.shape[1] - 1)
+    for row, found in zip(out, places):
+        row[: len(found)] = found
+    return out
 
 
 def group(lengths: list[int], budget: int) -> list[list[int]]:
@@ -259,15 +273,6 @@ def _up(count: int, multiple: int) -> int:
 def power(count: int, least: int) -> int:
     """`count` rounded up to a power of two, from `least` on; or 0."""
     return max(least, 1 << (count - 1).bit_length()) if count else 0
-
-
-def _places(which: Tensor, pad: int, size) -> Tensor:
-    """Where `which`, bool (B, N), is true: int64 (B, size(the longest row's number)), filled up with `pad`."""
-    places = [row.nonzero()[:, 0] for row in which]
-    out = torch.full((len(which), size(max(map(len, places)))), pad)
-    for row, found in zip(out, places):
-        row[: len(found)] = found
-    return out
 
 
 def _shift(sample: int, start: int) -> Tensor:
