@@ -65,14 +65,23 @@ def arguments():
     add("--alpha", type=float, default=64, help="scale of LoRA: alpha / r")
     add("--dropout", type=float, default=0.0, help="of LoRA's input")
     add("--text-weight", type=float, default=None, help="loss weight of other text; by default 0.01, --pretrain 0.03")
-    add("--row-tokens", type=int, default=None, help="tokens of one forward pass; 2048, on a GPU what its memory holds")
+    add(
+        "--row-tokens",
+        type=int,
+        default=None,
+        help="tokens of one forward pass; 2048, on a GPU what its memory holds, or a step needs",
+    )
     add("--adapter", default=None, help="go on from this one; a larger --n or --r widens it")
     add("--recurrent", action="store_true", help="backpropagate through time, step by step: to compare, it is slower")
     add("--distill", type=float, default=0.0, help="weight of KL from the full-context model's predictions of targets")
     add("--validate", type=int, default=0, help="validation samples that tell which checkpoint to keep; 0: the last")
     add("--patience", type=int, default=0, help="stop after so many checkpoints no better than the best; 0: never")
     bools = argparse.BooleanOptionalAction
-    add("--compile", action=bools, help="compile the blocks: slower to start, then faster; for large models on a GPU")
+    add(
+        "--compile",
+        action=bools,
+        help="compile the blocks: slower to start, then faster; for large models or long runs on a GPU",
+    )
     add("--checkpoint", action="store_true", help="keep little for the backward pass, compute it again: small memory")
     add("--shard", action="store_true", help="under torchrun: spread a base that does not fit one GPU over all (FSDP2)")
     add("--resume", action="store_true", help="go on from the checkpoint in the output folder")
@@ -110,7 +119,11 @@ class Steps(Dataset):
         return self.options.steps
 
     def __getitem__(self, step: int) -> list[Batch]:
-        layouts, options = self.layouts(step), self.options
+        return self.batches(self.layouts(step))
+
+    def batches(self, layouts: list[Layout]) -> list[Batch]:
+        """Samples in packed rows, or in groups of like length."""
+        options = self.options
         lengths = [len(layout.tokens) for layout in layouts]
         if options.pack:
             rows = [[layouts[i] for i in row] for row in pack(lengths, options.row_tokens, options.multiple)]
@@ -142,12 +155,12 @@ class Steps(Dataset):
 
     def settle(self) -> None:
         """From here on all steps have one shape, that of the largest of the last eight and a little more."""
-        options, last = self.options, range(max(0, len(self) - 8), len(self))
+        options, last = self.options, [self.layouts(step) for step in range(max(0, len(self) - 8), len(self))]
         if options.row_tokens is None:
-            needed = max(sum(len(layout.tokens) for layout in self.layouts(step)) for step in last)
+            needed = max(sum(len(layout.tokens) for layout in layouts) for layouts in last)
             options.row_tokens = min(65536, -(-int(1.1 * needed) // 1024) * 1024)
         options.multiple = options.row_tokens
-        sizes = [batch.sizes for step in last for batch in self[step]]
+        sizes = [batch.sizes for layouts in last for batch in self.batches(layouts)]
         options.least = tuple(map(max, zip(*sizes)))
 
 

@@ -18,7 +18,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from minccm.layout import Batch
 from minccm.lora import lora_gate
-from minccm.methods import METHODS, Columns, Method, merge_weights, visible
+from minccm.methods import Columns, Method, merge_weights, visible
 from minccm.model import attention
 from minccm.rows import Rows
 
@@ -113,8 +113,8 @@ class Parallel:
             self.sources, steps = batch.sources, batch.sources.shape[2]  # (B, G, T, n, S)
             there = self.sources != batch.tokens.shape[1] - 1  # the last place of a row is padding
             self.shares = there.to(dtype) / there.sum(-1, keepdim=True).clamp(min=1)  # a step's part is their mean
-            fixed = method.name in METHODS and METHODS[method.name].rate is method.rate  # else it is learned, Method.of
-            self.weights = (fixed_weights if fixed else placed_weights)(method, steps, keys.data.device, dtype)
+            make = placed_weights if method.learned else fixed_weights
+            self.weights = make(method, steps, keys.data.device, dtype)  # (T, T, 1 or n)
         if flex:
             self.flex = block_mask(method, batch.columns, keys, blocks)
         else:

@@ -87,7 +87,7 @@ class Method:
 
     def of(self, model) -> "Method":
         """The same with the numbers that a model's adapter has learned in place."""
-        return replace(self, rate=lambda t: self.rate(t, model.learned), learned=()) if self.learned else self
+        return replace(self, rate=lambda t, *_: self.rate(t, model.learned)) if self.learned else self
 
 
 METHODS = {

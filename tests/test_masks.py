@@ -8,7 +8,7 @@ from torch.nn.attention.flex_attention import create_mask
 
 from minccm.layout import collate, lay_out
 from minccm.mask import Parallel, all_columns, block_mask, dense_mask, predict
-from minccm.methods import COMP, METHODS, SLOT, TEXT, Columns, get_method, merge_weights
+from minccm.methods import COMP, METHODS, SLOT, TEXT, Columns, columns, get_method, merge_weights, visible
 
 # who sees whom across steps, in words: (query's step, key's kind, key's step, number of the last step) -> bool
 RULES = {
@@ -40,6 +40,12 @@ def test_rules(name, sink):
             earlier = step < int(queries.step[q])
             rule = earlier and RULES[name](int(queries.step[q]), kind, step, last)
             assert bool(got[q, k]) == (own or rule or (sink and k == 0)), (name, q, k)
+
+
+def test_a_slot_is_of_no_own_step():
+    """A step's own slot is none of what its tokens see for being theirs, wherever it stands."""
+    token, slot = (Columns.of(columns(kind=kind, step=1, index=0, order=3)) for kind in (TEXT, SLOT))
+    assert visible(get_method("none"), token, token) and not visible(get_method("none"), token, slot)
 
 
 sizes = st.lists(st.lists(st.integers(1, 9), min_size=2, max_size=6), min_size=1, max_size=4)
