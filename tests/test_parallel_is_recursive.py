@@ -1,5 +1,7 @@
 """The paper's parallel training claims that one masked pass equals the recursion over time. So it must, to rounding."""
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from hypothesis import example, given, settings
@@ -51,6 +53,20 @@ def test_logits(method, n, batch, packed):
     rows = [batch] if packed else [[sample] for sample in batch]
     for (contexts, input, target), logits in zip(batch, parallel_logits(model, method, n, rows)):
         expected = recursive_logits(model, method, n, contexts, input + target)[-len(target) - 1 : -1]
+        torch.testing.assert_close(logits, expected, atol=1e-9, rtol=1e-9)
+
+
+@settings(quick, max_examples=20)
+@given(batches, st.booleans())
+def test_slots_with_rates_of_their_own(batch, packed):
+    """A method whose slots merge at three different rates, as `rate` may give them: the same logits both ways."""
+    own = replace(
+        get_method("ccm-merge"), name="own-rates", rate=lambda t: t ** -torch.tensor([0.3, 1.0, 2.0]).double()
+    )
+    model = random_model(3)
+    rows = [batch] if packed else [[sample] for sample in batch]
+    for (contexts, input, target), logits in zip(batch, parallel_logits(model, own, 3, rows)):
+        expected = recursive_logits(model, own, 3, contexts, input + target)[-len(target) - 1 : -1]
         torch.testing.assert_close(logits, expected, atol=1e-9, rtol=1e-9)
 
 
