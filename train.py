@@ -36,14 +36,14 @@ from minccm.files import make_folder, write_text, write_whole
 from minccm.graphs import Replayed
 from minccm.layout import Batch, Layout, check_length, collate, group, lay_out, more_segments, pack, segments
 from minccm.mask import all_columns, predict, seen_blocks
-from minccm.methods import Method, get_method
+from minccm.methods import Method, get_method, merge_weights, turn_weights
 from minccm.model import Transformer
 from minccm.recurrent import predict_recurrent
 from minccm.tokenizer import Tokenizer, train_tokenizer
 
 SETTINGS = (
     "data method n sink r alpha dropout lr batch steps warmup text_weight grow longest questions seed distill "
-    "validate".split()
+    "validate turns".split()
 )
 
 
@@ -72,6 +72,12 @@ def arguments():
         help="tokens of one forward pass; 2048, on a GPU what its memory holds, or a step needs",
     )
     add("--adapter", default=None, help="go on from this one; a larger --n or --r widens it")
+    add(
+        "--turns",
+        type=int,
+        default=None,
+        help="of merging: so many parts of the slots take turns first, then ever less",
+    )
     add("--recurrent", action="store_true", help="backpropagate through time, step by step: to compare, it is slower")
     add("--distill", type=float, default=0.0, help="weight of KL from the full-context model's predictions of targets")
     add("--validate", type=int, default=0, help="validation samples that tell which checkpoint to keep; 0: the last")
@@ -94,11 +100,13 @@ def arguments():
     if options.pretrain:
         options.method = "full"
     options.text_weight = (0.03 if options.pretrain else 0.01) if options.text_weight is None else options.text_weight
-    for name in ("steps", "batch", "longest", "questions", "r", "save_every", "row_tokens", "dim", "layers", "heads"):
+    for name in "steps batch longest questions turns r save_every row_tokens dim layers heads".split():
         if vars(options)[name] is not None and vars(options)[name] < 1:
             raise ValueError(f"--{name.replace('_', '-')} is to be at least 1")
     if options.pretrain and (options.recurrent or options.distill):
         raise ValueError("--recurrent and --distill are for training an adapter: leave --pretrain out")
+    if options.turns and options.recurrent:
+        raise ValueError("--turns is a matter of the parallel pass: leave --recurrent out")
     if options.patience and not options.validate:
         raise ValueError("--patience needs --validate: the best checkpoint is that of the lowest validation loss")
     options.method = get_method(options.method).name
@@ -262,6 +270,11 @@ def main():
     options.n = 0 if method.name in ("none", "full") else options.n
     if method.name == "none" or (options.n is not None and options.n < 1 and method.name != "full"):
         raise ValueError(f"--method {method.name} with --n {options.n} has nothing to train")
+    means = method.rate and method.comp == "step" and not (method.learned or method.delay or method.stride > 1)
+    if options.turns and not means:
+        raise ValueError(
+            f"--turns is for methods that merge all steps at a fixed rate, as ccm-merge, not {method.name}"
+        )
     out = make_folder(options.out)
     source = data.source(options.data, "train", options.seed)
     torch.manual_seed(options.seed)
@@ -288,6 +301,8 @@ def main():
             step1 = step1 or Path(options.adapter) / "init"
         else:
             model.add_adapter(options.n, options.r, options.alpha, options.dropout, method.learned)
+        if options.turns and options.turns > options.n:
+            raise ValueError(f"--turns {options.turns} is more than there are slots: take up to {options.n}")
         if ranks.MAIN and step1 and Path(step1).is_dir() and Path(step1).resolve() != (out / "init").resolve():
             shutil.copytree(step1, out / "init", dirs_exist_ok=True)
         trained = model.adapter_state()
@@ -322,13 +337,16 @@ def main():
     bar = tqdm(loader, total=options.steps, initial=first, unit="step", dynamic_ncols=True, disable=not ranks.MAIN)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=options.pretrain and device.type == "cuda")
 
-    def loss_of(batch: Batch, weight, blocks=None, taught=None) -> Tensor:
-        """A batch's share of its step's loss; blocks, taught: of mask.seen_blocks, if known, and of the teacher."""
+    def loss_of(batch: Batch, weight, merging=None, blocks=None, taught=None) -> Tensor:
+        """A batch's share of its step's loss. merging: weights to merge by, if not the method's own.
+
+        blocks, taught: of mask.seen_blocks, if known, and of the teacher.
+        """
         with autocast:
             if options.recurrent:
                 logits, rows = predict_recurrent(model, method, batch)  # (R, vocab_size)
             else:
-                logits, rows = predict(model, method, batch, options.pack, blocks=blocks)
+                logits, rows = predict(model, method, batch, options.pack, blocks=blocks, weights=merging)
             losses = F.cross_entropy(logits.float(), batch.labels.flatten()[rows], reduction="none")  # (R,)
             loss = (losses * batch.weights.flatten()[rows]).sum()
             if options.distill:
@@ -352,16 +370,17 @@ def main():
         if options.shard:  # all have to take part in as many passes: some with nothing to learn
             idle = replace(batches[-1], weights=torch.zeros_like(batches[-1].weights))
             batches += [idle] * (int(ranks.over_all(len(batches), "MAX")) - len(batches))
-        total = torch.zeros((), device=device)
-        for batch in batches:
-            batch = batch.to(device)
-            if options.replay:  # of what it needs, which blocks are seen is not known beforehand
-                blocks = [seen_blocks(view, batch.columns, all_columns(view, batch)) for view in views]
-                loss, *found = replayed(batch, torch.full((), weight, device=device), *blocks)
+        total, batches = torch.zeros((), device=device), [batch.to(device) for batch in batches]
+        # first of all, as the CPU waits there for the GPU: which blocks are seen
+        seen = [[seen_blocks(view, x.columns, all_columns(view, x)) for view in views] for x in batches if options.pack]
+        for batch, blocks in zip(batches, seen or [()] * len(batches)):
+            merging = taking_turns(step, options, method, batch) if options.turns else None
+            if options.replay:
+                loss, *found = replayed(batch, torch.full((), weight, device=device), merging, *blocks)
                 for parameter, gradient in zip(trained.values(), found):
                     parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
             else:
-                loss = loss_of(batch, weight)
+                loss = loss_of(batch, weight, merging, *blocks)
                 loss.backward()
             total += loss.detach()
         total = ranks.sum_gradients(list(trained.values()), total)
@@ -455,6 +474,18 @@ def schedule(step: int, steps: int, warmup: float) -> float:
     if step < rise:
         return (step + 1) / rise
     return 0.1 + 0.9 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise))) / 2
+
+
+def taking_turns(step: int, options, method: Method, batch: Batch) -> Tensor:
+    """What slots are merged by at a step of --turns, fp32 (T, T, n): turns at first, in the end the method's weights.
+
+    A sum of steps is hard to take apart, a slot that one step alone has written is as easy to read as a COMP token. So
+    what the others write comes in little by little, ever slower, and is all there after 0.7 of the steps.
+    """
+    left = max(0.0, 1 - step / (0.7 * options.steps)) ** 2
+    T, device = batch.sources.shape[2], batch.tokens.device
+    own, turns = merge_weights(method, T), turn_weights(T, options.n, options.turns)
+    return torch.lerp(own.expand_as(turns), turns, left).float().to(device)
 
 
 def save(out: Path, options, trained: dict, optimizer, step: int, kept: dict) -> None:

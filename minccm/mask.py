@@ -106,7 +106,7 @@ class Parallel:
     slots have rates of their own), so P K is a product by (T, T) of the keys put in order of step and index.
     """
 
-    def __init__(self, method: Method, batch: Batch, dtype: torch.dtype, flex: bool = False, blocks=None):
+    def __init__(self, method: Method, batch: Batch, dtype: torch.dtype, flex: bool = False, blocks=None, weights=None):
         keys = all_columns(method, batch)
         self.sources = self.flex = None
         if method.rate and batch.slots.data.shape[1]:
@@ -114,7 +114,8 @@ class Parallel:
             there = self.sources != batch.tokens.shape[1] - 1  # the last place of a row is padding
             self.shares = there.to(dtype) / there.sum(-1, keepdim=True).clamp(min=1)  # a step's part is their mean
             make = placed_weights if method.learned else fixed_weights
-            self.weights = make(method, steps, keys.data.device, dtype)  # (T, T, 1 or n)
+            weights = make(method, steps, keys.data.device, dtype) if weights is None else weights
+            self.weights = weights.to(dtype)  # (T, T, 1 or n)
         if flex:
             self.flex = block_mask(method, batch.columns, keys, blocks)
         else:
@@ -154,13 +155,14 @@ def all_columns(method: Method, batch: Batch) -> Columns:
 
 
 def predict(
-    model, method: Method, batch: Batch, flex: bool = False, adapted: bool = True, blocks=None
+    model, method: Method, batch: Batch, flex: bool = False, adapted: bool = True, blocks=None, weights=None
 ) -> tuple[Tensor, Tensor]:
     """The parallel pass of a batch: logits (R, vocab_size), and rows (R,), the places (of B * N) they predict from.
 
     flex: FlexAttention instead of a dense mask, for a batch of one row; as that is compiled for each shape, R is the
     batch's own, and some rows may be padding, of weight 0. adapted: False leaves the model's adapter out. blocks: what
-    seen_blocks gives for batch.columns and all_columns, if it is known.
+    seen_blocks gives for batch.columns and all_columns, if it is known. weights (T, T, 1 or n): merge by these
+    instead of merge_weights.
     """
     method, comp = method.of(model), batch.comp
     rows = batch.predicting[0] if flex else batch.weights.flatten().nonzero()[:, 0]
@@ -168,7 +170,7 @@ def predict(
     if method.name == "full" and not batch.packed:
         view = None  # plain causal attention, which needs no mask: padding stands behind the text
     else:
-        view = Parallel(method, batch, model.embed_tokens.weight.dtype, flex, blocks)
+        view = Parallel(method, batch, model.embed_tokens.weight.dtype, flex, blocks, weights)
     return model(batch.tokens, batch.positions, view, comp, gate, rows), rows
 
 

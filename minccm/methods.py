@@ -200,3 +200,14 @@ def merge_weights(method: Method, steps: int) -> Tensor:
             row = (1 - rate) * row + rate * now[:, None]
         rows.append(row)
     return torch.stack(torch.broadcast_tensors(*rows)) if rows else torch.zeros(0, 0, 1, dtype=torch.float64)
+
+
+def turn_weights(steps: int, n: int, places: int) -> Tensor:
+    """Like merge_weights, float64 (steps, steps, n), where n slots, split among `places`, take turns.
+
+    Step s goes into place s mod places alone, and a slot is the mean of its own turns; before the first it is zero.
+    """
+    step, slot = torch.arange(steps), torch.arange(n)
+    turn = slot * places // n == step[:, None] % places  # (S, n)
+    weights = turn * torch.ones(steps, steps, dtype=torch.float64).tril()[..., None]
+    return weights / weights.sum(1, keepdim=True).clamp(min=1)

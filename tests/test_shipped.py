@@ -23,33 +23,34 @@ def of(shipped, tiny, method, name, time_step):
 
 
 @pytest.mark.parametrize(
-    "method, low, high", [("none", 0, 0.15), ("full", 0.95, 1), ("ccm-concat", 0.9, 1), ("ccm-merge", 0.7, 1)]
+    "method, low, high", [("none", 0, 0.15), ("full", 0.95, 1), ("ccm-concat", 0.9, 1), ("ccm-merge", 0.8, 1)]
 )
 def test_recall(shipped, tiny, method, low, high):
     """After 8 turns: exact recall of a fact with full context and with either memory, hardly any without."""
     assert low <= of(shipped, tiny, method, "dialog", 8)["recall"] <= high
 
 
-def test_recall_by_distance(shipped, tiny):
-    """A fact told eight turns ago, in conversations of 8 to 20 turns, is recalled from concatenated memory."""
+@pytest.mark.parametrize("method, low", [("ccm-concat", 0.88), ("ccm-merge", 0.8)])
+def test_recall_by_distance(shipped, tiny, method, low):
+    """A fact told eight turns ago, in conversations of 8 to 20 turns, is recalled from either memory."""
     model, tokenizer = shipped
-    run = Run(*load_adapter(model, tiny / "ccm-concat"))
-    assert evaluate_distances(model, tokenizer, run, [8], COUNT, 0, 4096)[0]["recall"] >= 0.88
+    run = Run(*load_adapter(model, tiny / method))
+    assert evaluate_distances(model, tokenizer, run, [8], COUNT, 0, 4096)[0]["recall"] >= low
 
 
 @pytest.mark.parametrize("method", ["ccm-concat", "ccm-merge"])
 def test_compressed_memory_helps(shipped, tiny, method):
     """After 2 turns a fact is recalled; after 12, memory is a fifth of full context's and replies surprise less."""
-    assert of(shipped, tiny, method, "dialog", 2)["recall"] > 0.9
+    assert of(shipped, tiny, method, "dialog", 2)["recall"] > 0.75
     compressed, none, full = (of(shipped, tiny, name, "dialog", 12) for name in (method, "none", "full"))
     assert compressed["perplexity"] < 0.8 * none["perplexity"]
     assert 5 * compressed["kv_pairs"] < full["kv_pairs"]
 
 
-@pytest.mark.parametrize("name, low", [("persona", 0.85), ("icl", 0.8)])
+@pytest.mark.parametrize("name, low", [("persona", 0.9), ("icl", 0.85)])
 def test_gap_closed(shipped, tiny, name, low):
     """After 16 lines of a profile, or 16 demonstrations, either memory closes the gap from no to full context."""
     runs = "none", "full", "ccm-concat", "ccm-merge"
     none, full, concat, merge = (of(shipped, tiny, run, name, 16)["accuracy"] for run in runs)
     assert full > 0.9 and none < 0.5 and (concat - none) / (full - none) > low
-    assert (merge - none) / (full - none) > low - 0.1
+    assert (merge - none) / (full - none) > low

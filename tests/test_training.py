@@ -18,11 +18,11 @@ from minccm.config import LlamaConfig
 from minccm.distill import divergence
 from minccm.layout import collate, lay_out, segments
 from minccm.mask import predict
-from minccm.methods import get_method
+from minccm.methods import get_method, merge_weights, turn_weights
 from minccm.model import Transformer
 from minccm.tokenizer import Tokenizer
 from tests.conftest import ROOT
-from train import Steps, answer_lengths
+from train import Steps, answer_lengths, taking_turns
 
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}  # bit for bit also on a machine that is busy with other tests
 
@@ -220,6 +220,20 @@ def test_recurrent_training_is_the_same_training(micro, tmp_path):
     for name, more in (("parallel", ()), ("recurrent", ("--recurrent",))):
         train(micro, tmp_path / name, "--dropout", "0", "--method", "ccm-merge", *more)
     assert losses(tmp_path / "parallel") == pytest.approx(losses(tmp_path / "recurrent"), abs=1e-4)
+
+
+def test_taking_turns(micro, tmp_path):
+    """With --turns merging begins as turns and ends as the method's own; with one place it is that all the time."""
+    options, method = argparse.Namespace(steps=100, n=4, turns=2), get_method("ccm-merge")
+    batch = collate([[lay_out(method, 4, 9, [[5, 6]] * 3, [7], [8])]])
+    own, turns = merge_weights(method, 3).expand(-1, -1, 4).float(), turn_weights(3, 4, 2).float()
+    got = [taking_turns(step, options, method, batch) for step in (0, 35, 70, 99)]
+    for found, expected in zip(got, (turns, (3 * own + turns) / 4, own, own)):
+        torch.testing.assert_close(found, expected)
+    for name, more in (("plain", ()), ("one", ("--turns", "1")), ("two", ("--turns", "2"))):
+        train(micro, tmp_path / name, "--dropout", "0", "--method", "ccm-merge", *more)
+    plain, one, two = (losses(tmp_path / name) for name in ("plain", "one", "two"))
+    assert one == pytest.approx(plain, abs=1e-4) and abs(two[0] - plain[0]) > 1e-3
 
 
 def test_the_best_checkpoint_is_kept(micro, tmp_path):

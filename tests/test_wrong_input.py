@@ -120,6 +120,10 @@ def test_impossible_settings(complains, tmp_path):
     complains(train, "--batch", 0, "--out", tmp_path, says=["--batch"])
     complains(train, "--method", "none", "--out", tmp_path, says=["nothing to train"])
     complains(train, "--resume", "--out", tmp_path, says=["nothing to resume"])
+    complains(train, "--turns", 2, "--out", tmp_path, says=["--turns", "as ccm-merge, not ccm-concat"])
+    merge = "--method", "ccm-merge", "--n", 4, "--out", tmp_path
+    complains(train, *merge, "--turns", 5, says=["--turns 5", "up to 4"])
+    complains(train, *merge, "--turns", 2, "--recurrent", says=["leave --recurrent out"])
     other = cli.TINY / "ccm-merge"
     complains(train, "--adapter", other, "--n", 2, "--out", tmp_path, says=[f"{other}", "more than --n 2"])
 
