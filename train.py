@@ -35,8 +35,8 @@ from minccm.distill import divergence, teacher
 from minccm.files import make_folder, write_text, write_whole
 from minccm.graphs import Replayed
 from minccm.layout import Batch, Layout, check_length, collate, group, lay_out, more_segments, pack, segments
-from minccm.mask import all_columns, predict, seen_blocks
-from minccm.methods import Method, get_method, merge_weights, turn_weights
+from minccm.mask import all_columns, fixed_weights, predict, seen_blocks
+from minccm.methods import Method, get_method, in_turns
 from minccm.model import Transformer
 from minccm.recurrent import predict_recurrent
 from minccm.tokenizer import Tokenizer, train_tokenizer
@@ -72,12 +72,7 @@ def arguments():
         help="tokens of one forward pass; 2048, on a GPU what its memory holds, or a step needs",
     )
     add("--adapter", default=None, help="go on from this one; a larger --n or --r widens it")
-    add(
-        "--turns",
-        type=int,
-        default=None,
-        help="of merging: so many parts of the slots take turns first, then ever less",
-    )
+    add("--turns", type=int, default=None, help="of merging: parts of the slots that take turns first, then ever less")
     add("--recurrent", action="store_true", help="backpropagate through time, step by step: to compare, it is slower")
     add("--distill", type=float, default=0.0, help="weight of KL from the full-context model's predictions of targets")
     add("--validate", type=int, default=0, help="validation samples that tell which checkpoint to keep; 0: the last")
@@ -372,8 +367,8 @@ def main():
             batches += [idle] * (int(ranks.over_all(len(batches), "MAX")) - len(batches))
         total, batches = torch.zeros((), device=device), [batch.to(device) for batch in batches]
         # first of all, as the CPU waits there for the GPU: which blocks are seen
-        seen = [[seen_blocks(view, x.columns, all_columns(view, x)) for view in views] for x in batches if options.pack]
-        for batch, blocks in zip(batches, seen or [()] * len(batches)):
+        seen = [[seen_blocks(view, x.columns, all_columns(view, x)) for view in views if options.pack] for x in batches]
+        for batch, blocks in zip(batches, seen):
             merging = taking_turns(step, options, method, batch) if options.turns else None
             if options.replay:
                 loss, *found = replayed(batch, torch.full((), weight, device=device), merging, *blocks)
@@ -483,9 +478,9 @@ def taking_turns(step: int, options, method: Method, batch: Batch) -> Tensor:
     what the others write comes in little by little, ever slower, and is all there after 0.7 of the steps.
     """
     left = max(0.0, 1 - step / (0.7 * options.steps)) ** 2
-    T, device = batch.sources.shape[2], batch.tokens.device
-    own, turns = merge_weights(method, T), turn_weights(T, options.n, options.turns)
-    return torch.lerp(own.expand_as(turns), turns, left).float().to(device)
+    both, size = (method, in_turns(method, options.n, options.turns)), batch.sources.shape[2]
+    own, turns = (fixed_weights(merging, size, batch.tokens.device, torch.float64) for merging in both)
+    return torch.lerp(own.expand_as(turns), turns, left).float()
 
 
 def save(out: Path, options, trained: dict, optimizer, step: int, kept: dict) -> None:

@@ -113,8 +113,9 @@ class Parallel:
             self.sources, steps = batch.sources, batch.sources.shape[2]  # (B, G, T, n, S)
             there = self.sources != batch.tokens.shape[1] - 1  # the last place of a row is padding
             self.shares = there.to(dtype) / there.sum(-1, keepdim=True).clamp(min=1)  # a step's part is their mean
-            make = placed_weights if method.learned else fixed_weights
-            weights = make(method, steps, keys.data.device, dtype) if weights is None else weights
+            if weights is None:
+                make = placed_weights if method.learned else fixed_weights
+                weights = make(method, steps, keys.data.device, dtype)
             self.weights = weights.to(dtype)  # (T, T, 1 or n)
         if flex:
             self.flex = block_mask(method, batch.columns, keys, blocks)

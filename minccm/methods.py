@@ -11,6 +11,7 @@ weighted means of keys and values. A token always sees its own step (one context
 A new method is one more entry, or a file of its own, of which `--method FILE.py` takes the entry `METHOD`.
 """
 
+import functools
 import importlib.util
 import sys
 from collections.abc import Callable
@@ -202,12 +203,15 @@ def merge_weights(method: Method, steps: int) -> Tensor:
     return torch.stack(torch.broadcast_tensors(*rows)) if rows else torch.zeros(0, 0, 1, dtype=torch.float64)
 
 
-def turn_weights(steps: int, n: int, places: int) -> Tensor:
-    """Like merge_weights, float64 (steps, steps, n), where n slots, split among `places`, take turns.
+@functools.cache
+def in_turns(method: Method, n: int, places: int) -> Method:
+    """The same with n slots, split among `places`, that take turns: step s goes into place s mod places alone.
 
-    Step s goes into place s mod places alone, and a slot is the mean of its own turns; before the first it is zero.
+    A slot is the mean of its own turns; before the first it is zero.
     """
-    step, slot = torch.arange(steps), torch.arange(n)
-    turn = slot * places // n == step[:, None] % places  # (S, n)
-    weights = turn * torch.ones(steps, steps, dtype=torch.float64).tril()[..., None]
-    return weights / weights.sum(1, keepdim=True).clamp(min=1)
+    place = torch.arange(n) * places // n
+
+    def rate(t: int) -> Tensor:  # (n,)
+        return (place == (t - 1) % places).double() / ((t - 1) // places + 1)
+
+    return replace(method, rate=rate)

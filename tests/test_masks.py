@@ -10,7 +10,7 @@ from torch.nn.attention.flex_attention import create_mask
 
 from minccm.layout import collate, lay_out
 from minccm.mask import Parallel, all_columns, block_mask, dense_mask, predict
-from minccm.methods import COMP, METHODS, SLOT, TEXT, Columns, columns, get_method, merge_weights, turn_weights, visible
+from minccm.methods import COMP, METHODS, SLOT, TEXT, Columns, columns, get_method, in_turns, merge_weights, visible
 
 # who sees whom across steps, in words: (query's step, key's kind, key's step, number of the last step) -> bool
 RULES = {
@@ -108,11 +108,11 @@ def test_weights_of_turns():
     def rate(t):  # slots 0 and 1 are written at t = 1, 4, 7, slots 2 and 3 at t = 2, 5, 8
         return ((t - 1) % places == torch.tensor([0, 0, 1, 1, 2, 2])) / ((t - 1) // places + 1)
 
-    turns = turn_weights(8, n, places)
+    turns = merge_weights(in_turns(get_method("ccm-merge"), n, places), 8)
     torch.testing.assert_close(turns, merge_weights(replace(get_method("ccm-merge"), rate=rate), 8), atol=1e-6, rtol=0)
     assert turns[7, :, 3].nonzero()[:, 0].tolist() == [1, 4, 7] and not turns[1, :, 4:].any()
-    mean = merge_weights(get_method("ccm-merge"), 8)
-    torch.testing.assert_close(turn_weights(8, n, 1), mean.expand(-1, -1, n))  # one place: every step has its turn
+    mean, alone = (merge_weights(of, 8) for of in (get_method("ccm-merge"), in_turns(get_method("ccm-merge"), n, 1)))
+    torch.testing.assert_close(alone, mean.expand(-1, -1, n))  # one place: every step has its turn
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="FlexAttention trains on a GPU only")

@@ -38,10 +38,10 @@ def test_recall_by_distance(shipped, tiny, method, low):
     assert evaluate_distances(model, tokenizer, run, [8], COUNT, 0, 4096)[0]["recall"] >= low
 
 
-@pytest.mark.parametrize("method", ["ccm-concat", "ccm-merge"])
-def test_compressed_memory_helps(shipped, tiny, method):
+@pytest.mark.parametrize("method, low", [("ccm-concat", 0.9), ("ccm-merge", 0.75)])
+def test_compressed_memory_helps(shipped, tiny, method, low):
     """After 2 turns a fact is recalled; after 12, memory is a fifth of full context's and replies surprise less."""
-    assert of(shipped, tiny, method, "dialog", 2)["recall"] > 0.75
+    assert of(shipped, tiny, method, "dialog", 2)["recall"] > low
     compressed, none, full = (of(shipped, tiny, name, "dialog", 12) for name in (method, "none", "full"))
     assert compressed["perplexity"] < 0.8 * none["perplexity"]
     assert 5 * compressed["kv_pairs"] < full["kv_pairs"]

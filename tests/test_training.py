@@ -18,7 +18,7 @@ from minccm.config import LlamaConfig
 from minccm.distill import divergence
 from minccm.layout import collate, lay_out, segments
 from minccm.mask import predict
-from minccm.methods import get_method, merge_weights, turn_weights
+from minccm.methods import get_method, in_turns, merge_weights
 from minccm.model import Transformer
 from minccm.tokenizer import Tokenizer
 from tests.conftest import ROOT
@@ -226,7 +226,7 @@ def test_taking_turns(micro, tmp_path):
     """With --turns merging begins as turns and ends as the method's own; with one place it is that all the time."""
     options, method = argparse.Namespace(steps=100, n=4, turns=2), get_method("ccm-merge")
     batch = collate([[lay_out(method, 4, 9, [[5, 6]] * 3, [7], [8])]])
-    own, turns = merge_weights(method, 3).expand(-1, -1, 4).float(), turn_weights(3, 4, 2).float()
+    own, turns = (merge_weights(of, 3).expand(-1, -1, 4).float() for of in (method, in_turns(method, 4, 2)))
     got = [taking_turns(step, options, method, batch) for step in (0, 35, 70, 99)]
     for found, expected in zip(got, (turns, (3 * own + turns) / 4, own, own)):
         torch.testing.assert_close(found, expected)
