@@ -35,7 +35,7 @@ from minccm.distill import divergence, teacher
 from minccm.files import make_folder, write_text, write_whole
 from minccm.graphs import Replayed
 from minccm.layout import Batch, Layout, check_length, collate, group, lay_out, more_segments, pack, segments
-from minccm.mask import all_columns, fixed_weights, predict, seen_blocks
+from minccm.mask import blocks_of, fixed_weights, predict
 from minccm.methods import Method, get_method, in_turns
 from minccm.model import Transformer
 from minccm.recurrent import predict_recurrent
@@ -130,7 +130,7 @@ class Steps(Dataset):
         lengths = [len(layout.tokens) for layout in layouts]
         if options.pack:
             rows = [[layouts[i] for i in row] for row in pack(lengths, options.row_tokens, options.multiple)]
-            return collate(rows, options.multiple, options.least).split()
+            return collate(rows, options.multiple, options.least, apart=not options.replay).split()
         return [collate([[layouts[i]] for i in indices]) for indices in group(lengths, options.row_tokens)]
 
     def layouts(self, step: int) -> list[Layout]:
@@ -335,7 +335,7 @@ def main():
     def loss_of(batch: Batch, weight, merging=None, blocks=None, taught=None) -> Tensor:
         """A batch's share of its step's loss. merging: weights to merge by, if not the method's own.
 
-        blocks, taught: of mask.seen_blocks, if known, and of the teacher.
+        blocks, taught: of mask.blocks_of, if known, and of the teacher.
         """
         with autocast:
             if options.recurrent:
@@ -363,11 +363,11 @@ def main():
         weight = sum(float(batch.weights.sum()) for batch in batches)
         weight = ranks.over_all(weight)  # of the whole step, however it is split
         if options.shard:  # all have to take part in as many passes: some with nothing to learn
-            idle = replace(batches[-1], weights=torch.zeros_like(batches[-1].weights))
+            idle = replace(batches[-1], weights=torch.zeros_like(batches[-1].weights), last=None)
             batches += [idle] * (int(ranks.over_all(len(batches), "MAX")) - len(batches))
         total, batches = torch.zeros((), device=device), [batch.to(device) for batch in batches]
         # first of all, as the CPU waits there for the GPU: which blocks are seen
-        seen = [[seen_blocks(view, x.columns, all_columns(view, x)) for view in views if options.pack] for x in batches]
+        seen = [[blocks_of(view, x) for view in views if options.pack] for x in batches]
         for batch, blocks in zip(batches, seen):
             merging = taking_turns(step, options, method, batch) if options.turns else None
             if options.replay:
@@ -386,7 +386,7 @@ def main():
         total = float(total)
         if not math.isfinite(total):
             raise ValueError(f"the loss is {total} at step {step + 1}: try a smaller --lr")
-        speed = ranks.COUNT * sum(batch.tokens.numel() for batch in batches) / (time.perf_counter() - began)
+        speed = ranks.COUNT * sum(batch.count for batch in batches) / (time.perf_counter() - began)
         entry = {"step": step + 1, "loss": total, "lr": lr, "norm": float(norm), "tokens_per_s": speed}
         checkpoint = (step + 1) % options.save_every == 0 or step + 1 == options.steps
         if checkpoint and held_out:

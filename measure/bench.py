@@ -7,9 +7,10 @@ Each figure then stands beside what it would be at that limit. Training: 4 opera
 backward to the input: W is frozen). Decoding: every weight, and every key and value that is there, read once a token.
 Serving: the one, or the other where that takes longer, for the input and for each token.
 
-Shapes: a sample of MetaICL's has 16 contexts of 50 tokens with n = 8, an input of 40 and a target of 10; one of
-DailyDialog's 12 contexts of 15 with n = 2, 15 and 15. To serve is to take an input of 50 tokens and answer with 32, out
-of a memory of 8 pairs (ccm-merge), 128 (ccm-concat), or 800 (full context), which is filled with random numbers.
+Training is by whole optimizer steps of 128 samples, the paper's batch. Shapes: a sample of MetaICL's has 16 contexts of
+50 tokens with n = 8, an input of 40 and a target of 10; one of DailyDialog's 12 contexts of 15 with n = 2, 15 and 15.
+To serve is to take an input of 50 tokens and answer with 32, out of a memory of 8 pairs (ccm-merge), 128 (ccm-concat),
+or 800 (full context), which is filled with random numbers.
 """
 
 import gc
@@ -26,8 +27,8 @@ from minccm import cli
 from minccm.checkpoint import load_model
 from minccm.fast import Conversations
 from minccm.files import write_json
-from minccm.layout import Batch, collate, lay_out
-from minccm.mask import predict
+from minccm.layout import Batch, collate, lay_out, pack
+from minccm.mask import blocks_of, predict
 from minccm.methods import COMP, Columns, Method, columns, get_method
 from minccm.model import Transformer
 
@@ -70,58 +71,65 @@ def matrix_weights(model: Transformer) -> int:
     return sum(matrix.numel() for matrix in matrices)
 
 
-def training_row(model: Transformer, method: Method, shape: tuple, samples: int) -> Batch:
-    """One row of packed samples of random tokens."""
+def training_rows(model: Transformer, method: Method, shape: tuple, samples: int, tokens: int) -> list[Batch]:
+    """Samples of random tokens, packed in rows of `tokens` tokens at most, each as a batch."""
     contexts, length, n, input, target = shape
     make = torch.Generator().manual_seed(0)
     ids = lambda count: torch.randint(3, model.config.vocab_size, (count,), generator=make).tolist()
     texts = lambda: ([ids(length + (t == 0)) for t in range(contexts)], ids(input), ids(target))
     layouts = [lay_out(method, n, model.config.vocab_size, *texts()) for _ in range(samples)]
-    return collate([layouts], 128 if model.embed_tokens.weight.is_cuda else 1)
+    multiple = 128 if model.embed_tokens.weight.is_cuda else 1
+    rows = pack([len(layout.tokens) for layout in layouts], tokens, multiple)
+    return collate([[layouts[i] for i in row] for row in rows], multiple, apart=True).split()
 
 
-def training_step(model: Transformer, method: Method, batch: Batch) -> Callable[[], Tensor]:
-    """The work of one optimizer step on one batch."""
-    flex = model.embed_tokens.weight.is_cuda
-    optimizer = torch.optim.AdamW(model.adapter_state().values(), lr=1e-4, weight_decay=0.0)
-    batch = batch.to(model.embed_tokens.weight.device)
-    labels, weights = batch.labels.flatten(), batch.weights.flatten()
+def training_step(model: Transformer, method: Method, batches: list[Batch]) -> Callable[[], Tensor]:
+    """The work of one optimizer step, as train.py does it."""
+    device = model.embed_tokens.weight.device
+    flex = device.type == "cuda"
+    optimizer = torch.optim.AdamW(model.adapter_state().values(), lr=1e-4, weight_decay=0.0, fused=flex)
+    batches = [batch.to(device) for batch in batches]
 
     def step() -> Tensor:
-        logits, rows = predict(model, method, batch, flex=flex)
-        loss = (F.cross_entropy(logits.float(), labels[rows], reduction="none") * weights[rows]).mean()
-        loss.backward()
+        total = torch.zeros((), device=device)
+        seen = [blocks_of(method, batch) if flex else None for batch in batches]
+        for batch, blocks in zip(batches, seen):
+            logits, rows = predict(model, method, batch, flex, blocks=blocks)
+            losses = F.cross_entropy(logits.float(), batch.labels.flatten()[rows], reduction="none")
+            loss = (losses * batch.weights.flatten()[rows]).sum() / len(batches)
+            loss.backward()
+            total += loss.detach()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return loss.detach()
+        return total
 
     return step
 
 
 def bench_train(model: Transformer, limit: dict, tokens: int, toy: bool) -> list[dict]:
-    """Samples per second of training, one row of about `tokens` tokens a step; at last for a small card."""
-    rows, concat = [], "ccm-concat"
+    """Samples per second of training, in rows of about `tokens` tokens; at last for a small card."""
+    rows, concat, batch = [], "ccm-concat", 4 if toy else 128
     cases = ("metaicl", concat, 1), ("metaicl", "ccm-merge", 1), ("dialog", concat, 1), ("metaicl", concat, 2)
     for shape, name, part in cases:
         method, sizes = get_method(name), (TOY if toy else SHAPES)[shape]
         contexts, length, n, input, target = sizes
         each = 1 + contexts * (length + n) + input + target
-        samples = max(1, tokens // each // part)
         model.checkpoint = part > 1
         model.add_adapter(n, r=8, alpha=16, dropout=0.05)
         model.train()
+        batches = training_rows(model, method, sizes, batch, tokens // part)
         began = time.perf_counter()
-        step = training_step(model, method, training_row(model, method, sizes, samples))
+        step = training_step(model, method, batches)
         step()
         wait()
         compiled = time.perf_counter() - began
         reset_peak()
-        rate = samples / seconds(step, 3, 1)
+        rate = batch / seconds(step, 2, 0)
         best = limit["flops"] / (4 * matrix_weights(model) * each)
         more = ", --checkpoint" if model.checkpoint else ""
-        row = {"bench": "train", "shape": shape, "method": name + more, "samples": samples, "first_s": compiled}
-        rows.append(row | {"figure": rate, "unit": "samples/s", "limit": best, "share": rate / best} | peak())
-        show(rows[-1])
+        row = {"bench": "train", "shape": shape, "method": name + more, "batch": batch, "rows": len(batches)}
+        row |= {"first_s": compiled, "figure": rate, "unit": "samples/s", "limit": best, "share": rate / best}
+        rows.append(show(row | peak()))
     model.checkpoint = False
     return rows
 
@@ -244,7 +252,7 @@ def free() -> None:
 
 def show(row: dict) -> dict:
     """Prints a line as soon as it is known."""
-    of = ", ".join(str(row[key]) for key in ("shape", "method", "pairs", "batch", "samples") if key in row)
+    of = ", ".join(str(row[key]) for key in ("shape", "method", "pairs", "batch") if key in row)
     more = "".join(f", {key} {row[key]:.1f}" for key in ("peak_gib", "first_s", "input_ms") if key in row)
     print(f"{row['bench']}: {of}: {row['figure']:.2f} {row['unit']} ({100 * row['share']:.0f}%){more}", flush=True)
     return row
@@ -258,7 +266,7 @@ def table(rows: list[dict], limit: dict) -> Table:
     for row in rows:
         name = f"{row['bench']} {row.get('shape', '')}"
         of = (str(row.get(key, "")) for key in ("method", "pairs"))
-        batch, unit = str(row.get("batch", row.get("samples", ""))), row["unit"]
+        batch, unit = str(row.get("batch", "")), row["unit"]
         out.add_row(
             name, *of, batch, f"{row['figure']:.4g} {unit}", f"{row['limit']:.4g}", f"{100 * row['share']:.0f}%"
         )
@@ -283,6 +291,7 @@ def run(which: str, model: Transformer, row_tokens: int | None = None) -> list[d
     rows = [{"bench": "machine", "device": name_of(device), "dtype": str(dtype).removeprefix("torch.")} | limit]
     if which in ("train", "all"):
         if not toy:
+            torch._dynamo.config.recompile_limit = 64  # as in train.py
             for block in model.layers:
                 block.compile(dynamic=False)
         rows += bench_train(model, limit, row_tokens or (512 if toy else 16384), toy)

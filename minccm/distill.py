@@ -31,7 +31,8 @@ def divergence(
     logits (R, vocab_size), rows (R,): what mask.predict gives for the batch; blocks: as there, of the teacher.
     """
     with torch.no_grad():
-        taught, _ = predict(model, teacher(method), batch, flex, adapted=False, blocks=blocks)  # (R, vocab_size)
+        whole = replace(batch, last=None)  # here the last block reads the contexts
+        taught, _ = predict(model, teacher(method), whole, flex, adapted=False, blocks=blocks)  # (R, vocab_size)
     target = batch.weights.flatten()[rows] >= 1
     logits, taught = (x.float().log_softmax(-1) for x in (logits, taught))
     return (F.kl_div(logits, taught, log_target=True, reduction="none").sum(-1) * target).sum()

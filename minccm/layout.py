@@ -8,13 +8,13 @@ padded only to the longest row of its batch, or to one of a few lengths, so that
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from minccm.methods import COMP, PAD, SLOT, TEXT, Columns, Method, columns
+from minccm.methods import COMP, PAD, SLOT, TEXT, Columns, Method, columns, visible
 
 NEVER = 2**30  # as the order of a column: no token comes after it
 
@@ -29,6 +29,13 @@ class Layout:
     weights: Tensor  # fp32 (N,): how much that counts in the loss; 0 where nothing is predicted
     columns: Tensor  # (N, 7), the data of Columns
     slots: Tensor  # (M, 7), likewise
+    first: Tensor  # bool (N,): text that no memory comes before, where LoRA leaves text alone and nothing predicts
+    last: Tensor  # bool (N,): what the last block is asked for, see asked_last
+
+    def only(self, which: Tensor) -> "Layout":
+        """Some of the tokens, bool (N,), as they are, and all slots."""
+        fields = {name: x if name == "slots" else x[which] for name, x in vars(self).items()}
+        return Layout(**fields)
 
 
 def segments(tokenizer, sample: dict, reads: bool = True) -> tuple[list[list[int]], list[int], list[int]]:
@@ -126,8 +133,20 @@ def lay_out(
     for question, (_, target) in enumerate(questions, 1):
         end = np.flatnonzero(data[:, 5] == question)[-1]
         weights[end - len(target) : end] = 1.0
-    arrays = tokens, positions, np.roll(tokens, -1), weights, data, slots
+    first = (data[:, 1] == TEXT) & (data[:, 2] == 0) & (data[:, 5] == 0) & (data[:, 3] < 0) & (not method.sink)
+    first &= method.conditional and not (weights * first).any()
+    last = np.ones(len(data), bool) if text_weight else asked_last(method, data, weights)
+    arrays = tokens, positions, np.roll(tokens, -1), weights, data, slots, first, last
     return Layout(*map(torch.from_numpy, arrays))
+
+
+def asked_last(method: Method, data: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """What the last block is asked for, bool (N,): tokens that predict, what these see, and what slots are made of.
+
+    The text of a context is not: the keys and values that its COMP tokens read of it are those of the blocks before.
+    """
+    seen = visible(method, Columns.of(data[weights > 0])[:, None], Columns.of(data)[None])
+    return seen.any(0).numpy() | (data[:, 3] >= 0)
 
 
 def check_length(layout: Layout, max_positions: int) -> None:
@@ -153,12 +172,24 @@ class Batch:
     predicting: Tensor  # int64 (B, R): places in their row that have a weight
     sources: Tensor  # int64 (B, G, T, n, S): places of the S tokens at most of which merging makes a step's part of n
     packed: bool  # does any row hold texts that may not see each other: more than one sample, or question?
+    first: "Batch | None" = None  # what is read before, without a gradient, and is then not in here
+    last: "Batch | None" = None  # what the last block is asked for (B, L), where that is less than half
+    last_places: Tensor | None = None  # int64 (B, L): the places of that in its row
 
     @property
     def comp(self) -> Tensor:
         """int64 (B * C,): rows of the flattened tokens that are COMP tokens (or padding)."""
+        return self.flat(self.comp_places)
+
+    def flat(self, places: Tensor) -> Tensor:
+        """Places in their row, int64 (B, P), as rows of the flattened tokens (B * P,)."""
         rows = torch.arange(len(self.tokens), device=self.tokens.device)[:, None]
-        return (self.comp_places + rows * self.tokens.shape[1]).flatten()
+        return (places + rows * self.tokens.shape[1]).flatten()
+
+    @property
+    def count(self) -> int:
+        """How many tokens, padding included, and also those that are read before."""
+        return self.tokens.numel() + (self.first.count if self.first else 0)
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -168,22 +199,33 @@ class Batch:
 
     def to(self, device) -> "Batch":
         """The same batch on a device."""
-        moved = {name: value.to(device) for name, value in vars(self).items() if name != "packed"}
-        return Batch(**moved, packed=self.packed)
+        return Batch(**{name: x.to(device) if hasattr(x, "to") else x for name, x in vars(self).items()})
 
     def split(self) -> list["Batch"]:
         """Each row as a batch of its own, all of the same shape."""
-        fields = {name: value for name, value in vars(self).items() if name != "packed"}
-        rows = range(len(self.tokens))
-        return [Batch(**{name: x[i : i + 1] for name, x in fields.items()}, packed=self.packed) for i in rows]
+        count, fields = len(self.tokens), {}
+        for name, x in vars(self).items():
+            if isinstance(x, Batch):
+                fields[name] = x.split()
+            else:
+                fields[name] = [x[i : i + 1] if isinstance(x, Tensor | Columns) else x for i in range(count)]
+        return [Batch(**dict(zip(fields, row))) for row in zip(*fields.values())]
 
 
-def collate(rows: list[list[Layout]], multiple: int = 1, least: tuple[int, ...] = (0,) * 5) -> Batch:
+def collate(
+    rows: list[list[Layout]], multiple: int = 1, least: tuple[int, ...] = (0,) * 5, apart: bool = False
+) -> Batch:
     """A batch whose row i packs the samples rows[i]. The number of tokens is padded to a multiple of `multiple`.
 
     Where that is above 1 the other sizes are rounded up, too: what is compiled for each shape is to meet few. least:
-    the `sizes` that they are to have at least.
+    the `sizes` that they are to have at least. apart: text that no memory comes before becomes a batch of its own, as
+    nothing that trains has to do with it.
     """
+    first, finer = None, max(min(multiple, 128), multiple // 8)
+    if apart and all(layout.first.any() for row in rows for layout in row):
+        alone = [[layout.only(layout.first) for layout in row] for row in rows]
+        first = collate([[replace(x, slots=x.slots[:0], last=x.first) for x in row] for row in alone], finer)
+        rows = [[layout.only(~layout.first) for layout in row] for row in rows]
     tokens, positions, labels, weights, data = (_stack(field, multiple) for field in zip(*map(_pack, rows)))
 
     def size(which: int, count: int, up=lambda count: power(count, 128)) -> int:
@@ -193,8 +235,16 @@ def collate(rows: list[list[Layout]], multiple: int = 1, least: tuple[int, ...] 
     predicting = _places(weights > 0, lambda count: size(1, count))
     slots, sources = _merged(rows, data.shape[1] - 1, size)
     packed = any(row[1:] or int(row[0].columns[:, 5].max()) > 1 for row in rows)
-    data, slots = Columns(data), Columns(slots.flatten(1, 3))
-    return Batch(tokens, positions, labels, weights, data, slots, comp_places, predicting, sources, packed)
+    made = tokens, positions, labels, weights, Columns(data), Columns(slots.flatten(1, 3))
+    batch = Batch(*made, comp_places, predicting, sources, packed, first)
+    which = torch.zeros_like(tokens, dtype=torch.bool)
+    for mask, row in zip(which, rows):
+        found = torch.cat([layout.last for layout in row])
+        mask[: len(found)] = found
+    if 2 * _up(int(which.sum(1).max()) + 1, finer) < tokens.shape[1]:
+        batch.last = collate([[layout.only(layout.last) for layout in row] for row in rows], finer, least)
+        batch.last_places = _places(which, lambda count: batch.last.tokens.shape[1])
+    return batch
 
 
 def _merged(rows: list[list[Layout]], pad: int, size: Callable[..., int]) -> tuple[Tensor, Tensor]:
@@ -210,7 +260,7 @@ def _merged(rows: list[list[Layout]], pad: int, size: Callable[..., int]) -> tup
     for i, row in enumerate(rows):
         start = 0
         for j, layout in enumerate(row):
-            slots[i, j, layout.slots[:, 2], layout.slots[:, 3]] = layout.slots + _shift(j, start)
+            slots[i, j, layout.slots[:, 2], layout.slots[:, 3]] = _numbered(layout.slots, j)
             place = (layout.columns[:, 3] >= 0).nonzero()[:, 0]  # columns of index >= 0 go into slots
             step, part = layout.columns[place][:, 2:4].unbind(1)
             counts = (step * n_parts + part).unique_consecutive(return_counts=True)[1]  # those of a part are neighbours
@@ -275,17 +325,14 @@ def power(count: int, least: int) -> int:
     return max(least, 1 << (count - 1).bit_length()) if count else 0
 
 
-def _shift(sample: int, start: int) -> Tensor:
-    """What to add to the data of a sample's columns (C, 7) when it is sample number `sample` and begins at `start`."""
-    return torch.from_numpy(columns(sample=sample, kind=0, index=0, order=start))
+def _numbered(data: Tensor, sample: int) -> Tensor:
+    """The data of a sample's columns (C, 7) when it is sample number `sample` of its row."""
+    return data + torch.from_numpy(columns(sample=sample, kind=0, index=0))
 
 
 def _pack(row: list[Layout]) -> tuple[Tensor, ...]:
-    """One behind the other: tokens, positions, labels, weights, and columns numbered by sample and place."""
-    parts, start = [], 0
-    for i, layout in enumerate(row):
-        parts.append((*tuple(vars(layout).values())[:4], layout.columns + _shift(i, start)))
-        start += len(layout.tokens)
+    """One behind the other: tokens, positions, labels, weights, and columns numbered by sample."""
+    parts = [(*tuple(vars(layout).values())[:4], _numbered(layout.columns, i)) for i, layout in enumerate(row)]
     return tuple(map(torch.cat, zip(*parts)))
 
 

@@ -7,19 +7,23 @@ Merged memory is attended as extra columns, behind those of the tokens:
 Each row of P is a weighted mean over COMP tokens: slot (t, j) averages COMP token j of the steps up to t, with the
 weights that the recursion Mem(t) = (1 - a_t) Mem(t-1) + a_t h(t) gives them (methods.merge_weights). Concatenated
 memory needs no P: there the COMP tokens' own columns are the memory. Masks are drawn from methods.visible alone.
+
+Two parts of a row cost less than the rest (layout.Batch). Text that no memory comes before is the frozen model's own:
+`first` is read ahead, without a gradient. And the text of a context is read by COMP tokens, for the last time where
+they get their own keys and values: the last block does without it, and has `last` alone.
 """
 
+import copy
 import functools
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from minccm.layout import Batch
 from minccm.lora import lora_gate
 from minccm.methods import Columns, Method, merge_weights, visible
-from minccm.model import attention
+from minccm.model import Last, attention
 from minccm.rows import Rows
 
 
@@ -31,20 +35,31 @@ def dense_mask(method: Method, queries: Columns, keys: Columns) -> Tensor:
 BLOCK = 128  # FlexAttention skips blocks of BLOCK x BLOCK that nobody sees
 
 
-class At:
-    """The data of the column at [b, i], as Columns wants it; a field is read when it is asked for."""
+# A kernel asks the predicate for every pair of each block that is seen in part, and waits for what it loads for that.
+# So of a column there are two numbers: its order, int32, and an int64 with the other fields, each at its lowest bit.
+BITS = {0: (43, 21), 1: (41, 2), 2: (24, 17), 3: (12, 12), 5: (1, 11), 6: (0, 1)}  # field: lowest bit, how many
+TURN = ~((1 << 41) | (2**12 - 1 << 12) | 1)  # sample, step, question, and of the kind what tells slots from tokens
 
-    def __init__(self, fields: list[Tensor], b: Tensor, i: Tensor):
-        self.fields, self.b, self.i = fields, b, i
+
+class At:
+    """The data of the column at [b, i], as Columns wants it; a field is taken out when it is asked for."""
+
+    def __init__(self, order: Tensor, rest: Tensor, b: Tensor, i: Tensor):
+        self.order, self.rest, self.at = order, rest, (b, i)
 
     def __getitem__(self, key: tuple) -> Tensor:
-        return self.fields[key[-1]][self.b, self.i]
+        if key[-1] == 4:
+            return self.order[self.at]
+        bit, bits = BITS[key[-1]]
+        value = self.rest[self.at] >> bit
+        value = value if key[-1] == 0 else value & (1 << bits) - 1  # a sample's sign is that of the number
+        return value.int() - (key[-1] == 3)  # index begins at -1
 
 
-class Numbered(Columns):
-    """Columns of a row whose turns are numbered in an eighth field: a kernel compares one int32, not three."""
+class Packed(Columns):
+    """A column of which a kernel compares one number, not four, to tell whether it is of the same turn."""
 
-    turn = property(lambda self: self.data[..., 7])
+    turn = property(lambda self: self.data.rest[self.data.at] & TURN)
 
 
 def seen_blocks(method: Method, queries: Columns, keys: Columns) -> tuple[Tensor, ...]:
@@ -80,12 +95,12 @@ def seen_blocks(method: Method, queries: Columns, keys: Columns) -> tuple[Tensor
 
 def block_mask(method: Method, queries: Columns, keys: Columns, blocks: tuple[Tensor, ...] | None = None) -> BlockMask:
     """dense_mask for FlexAttention; the keys begin with the queries. blocks: as of seen_blocks, if they are known."""
-    # a kernel asks the predicate for every pair of each block that is seen in part, so fields are int32 and apart
-    turns = F.pad(keys.turn.diff(dim=1) != 0, (1, 0)).cumsum(1)  # a turn's columns are neighbours
-    fields = [field.int().contiguous() for field in (*keys.data.unbind(-1), turns)]
+    order, rest = keys.data[..., 4].int(), torch.zeros_like(keys.data[..., 0])
+    for field, (bit, _) in BITS.items():
+        rest = rest + (keys.data[..., field] + (field == 3) << bit)
 
     def mask_mod(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return visible(method, Numbered(At(fields, b, q)), Numbered(At(fields, b, k)))
+        return visible(method, Packed(At(order, rest, b, q)), Packed(At(order, rest, b, k)))
 
     lengths = queries.data.shape[1], keys.data.shape[1]
     return BlockMask.from_kv_blocks(*(blocks or seen_blocks(method, queries, keys)), BLOCK, mask_mod, lengths)
@@ -106,6 +121,8 @@ class Parallel:
     slots have rates of their own), so P K is a product by (T, T) of the keys put in order of step and index.
     """
 
+    before: tuple[Tensor, Tensor] | None = None  # keys and values (B, H, N', head_dim) of batch.first
+
     def __init__(self, method: Method, batch: Batch, dtype: torch.dtype, flex: bool = False, blocks=None, weights=None):
         keys = all_columns(method, batch)
         self.sources = self.flex = None
@@ -123,12 +140,18 @@ class Parallel:
             self.mask = dense_mask(method, batch.columns, keys)[:, None]  # (B, 1, N, N + M)
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """keys and values (B, H, N, head_dim) -> (B, H, N + M, head_dim): [K; P K] and [V; P V], M = G * T * n."""
-        if self.sources is None:
-            return keys, values
-        return self._pooled(keys), self._pooled(values)
+        """keys and values (B, H, N, head_dim) -> (B, H, N + M, head_dim): [K; P K] and [V; P V], M = G * T * n.
 
-    def _pooled(self, x: Tensor) -> Tensor:
+        Between them stands what is `before`.
+        """
+        extended = []
+        for i, x in enumerate((keys, values)):
+            parts = [x] if self.before is None else [x, self.before[i]]
+            parts += [] if self.sources is None else [self._pooled(x)]
+            extended.append(torch.cat(parts, 2) if len(parts) > 1 else x)
+        return tuple(extended)
+
+    def _pooled(self, x: Tensor) -> Tensor:  # (B, H, N, head_dim) -> P x (B, H, M, head_dim)
         places = self.sources.flatten(1)
         if len(x) == 1:  # a packed row
             found = Rows.apply(x, places[0], 2)  # (B, H, G * T * n * S, head_dim)
@@ -140,7 +163,7 @@ class Parallel:
             slots = (self.weights[..., 0] @ parts.flatten(4)).view_as(parts)
         else:  # (T, T, n)
             slots = (self.weights.permute(2, 0, 1) @ parts.transpose(3, 4)).transpose(3, 4)
-        return torch.cat([x, slots.flatten(2, 4)], 2)
+        return slots.flatten(2, 4)
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """queries (B, heads, N, head_dim) over keys and values (B, H, N + M, head_dim) -> (B, heads, N, head_dim)."""
@@ -150,9 +173,36 @@ class Parallel:
         return flex(queries, keys, values, block_mask=self.flex, enable_gqa=queries.shape[1] != keys.shape[1])
 
 
+class Keeping:
+    """The view of one layer, which keeps its keys and values for what is read after."""
+
+    def __init__(self, view: Parallel):
+        self.view, self.attend = view, view.attend
+
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        self.kept = keys, values
+        return keys, values
+
+    def after(self, view: Parallel) -> Parallel:
+        """`view` of the same layer, with these keys and values before it."""
+        view = copy.copy(view)
+        view.before = self.kept
+        return view
+
+
+def blocks_of(method: Method, batch: Batch) -> tuple:
+    """seen_blocks of a batch, of what is read before it, and of what its last block is asked for, if there are such."""
+    parts = batch, batch.first, batch.last
+    return tuple(part and seen_blocks(method, part.columns, all_columns(method, part)) for part in parts)
+
+
 def all_columns(method: Method, batch: Batch) -> Columns:
-    """What there is to attend to: columns (B, N + M, 7) of the tokens, and of the slots behind them, if it has any."""
-    return Columns(torch.cat([batch.columns.data, batch.slots.data], 1)) if method.rate else batch.columns
+    """What there is to attend to: columns (B, N + M, 7) of the tokens, and of the slots behind them, if it has any.
+
+    Between them stand those of batch.first, if there is one.
+    """
+    parts = batch.columns, batch.first and batch.first.columns, batch.slots if method.rate else None
+    return Columns(torch.cat([part.data for part in parts if part], 1))
 
 
 def predict(
@@ -162,17 +212,30 @@ def predict(
 
     flex: FlexAttention instead of a dense mask, for a batch of one row; as that is compiled for each shape, R is the
     batch's own, and some rows may be padding, of weight 0. adapted: False leaves the model's adapter out. blocks: what
-    seen_blocks gives for batch.columns and all_columns, if it is known. weights (T, T, 1 or n): merge by these
-    instead of merge_weights.
+    blocks_of gives, if it is known. weights (T, T, 1 or n): merge by these instead of merge_weights.
     """
-    method, comp = method.of(model), batch.comp
-    rows = batch.predicting[0] if flex else batch.weights.flatten().nonzero()[:, 0]
-    gate = lora_gate(comp, method.conditional, adapted)
+    method = method.of(model)
+
+    def open_part(part: Batch, blocks) -> tuple[Tensor, Parallel, Tensor | bool | None]:
+        rows = part.predicting[0] if flex else part.weights.flatten().nonzero()[:, 0]
+        view = Parallel(method, part, model.embed_tokens.weight.dtype, flex, blocks, weights)
+        return rows, view, lora_gate(part.comp, method.conditional, adapted)
+
+    blocks, of_first, of_last = blocks or (None,) * 3
+    rows, view, gate = open_part(batch, blocks)
     if method.name == "full" and not batch.packed:
         view = None  # plain causal attention, which needs no mask: padding stands behind the text
-    else:
-        view = Parallel(method, batch, model.embed_tokens.weight.dtype, flex, blocks, weights)
-    return model(batch.tokens, batch.positions, view, comp, gate, rows), rows
+    if first := batch.first:
+        _, its_view, _ = open_part(first, of_first)
+        keeping = [Keeping(its_view) for _ in model.layers]
+        with torch.no_grad():
+            model(first.tokens, first.positions, keeping)
+        view = [kept.after(view) for kept in keeping]
+    last, asked = None, rows
+    if batch.last and len(model.layers) > 1:
+        asked, *its = open_part(batch.last, of_last)
+        last = Last(batch.flat(batch.last_places), batch.last.positions, *its)
+    return model(batch.tokens, batch.positions, view, batch.comp, gate, asked, last), rows
 
 
 @functools.cache

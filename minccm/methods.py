@@ -35,7 +35,7 @@ class Columns:
     kind = property(lambda self: self.data[..., 1])  # TEXT, COMP, SLOT or PAD
     step = property(lambda self: self.data[..., 2])  # time step from 0; input and output have the last one
     index = property(lambda self: self.data[..., 3])  # j of a COMP token or slot; of text, its slot (or -1)
-    order = property(lambda self: self.data[..., 4])  # place in the sequence, for causality
+    order = property(lambda self: self.data[..., 4])  # place in its sample, for causality
     question = property(lambda self: self.data[..., 5])  # from 1, of input and output: several may ask one memory
     first = property(lambda self: self.data[..., 6] == 1)  # is BOS: the sink, where there is one
 

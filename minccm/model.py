@@ -6,6 +6,7 @@ the recursive one online (online.Recursive); with the plain causal one below, th
 """
 
 import math
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn as nn
@@ -94,7 +95,7 @@ class Attention(nn.Module):
         self.o_proj = ConditionalLinear(config.n_heads * config.head_dim, config.dim)
         self.qkv: Tensor | None = None  # see Transformer.join_weights
 
-    def forward(self, x: Tensor, layer: int, cos: Tensor, sin: Tensor, view, gate, rows=None) -> Tensor:
+    def forward(self, x: Tensor, layer: int, cos: Tensor, sin: Tensor, view, gate, rows=None, gate_on=None) -> Tensor:
         def heads(y: Tensor) -> Tensor:  # (B, N, H * head_dim) -> (B, H, N, head_dim)
             return y.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
@@ -104,8 +105,7 @@ class Attention(nn.Module):
         y = view.attend(queries, keys, values)  # (B, H, N, head_dim)
         y = y.transpose(1, 2).flatten(2)
         if rows is not None:
-            y = Rows.apply(y.flatten(0, 1), rows)[None]
-            gate = gate if gate is None or gate is ALL else gate[:0]  # none of them is a COMP token
+            y, gate = Rows.apply(y.flatten(0, 1), rows)[None], gate_on
         return self.o_proj(y, gate)
 
 
@@ -136,11 +136,23 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.dim, config.norm_eps)
         self.mlp = FeedForward(config)
 
-    def forward(self, x: Tensor, layer: int, cos: Tensor, sin: Tensor, view, gate, rows=None) -> Tensor:
-        """x (B, N, dim) -> the same; or, of the flattened tokens the `rows` (R,) alone, (1, R, dim)."""
-        y = self.self_attn(self.input_layernorm(x), layer, cos, sin, view, gate, rows)
+    def forward(self, x: Tensor, layer: int, cos: Tensor, sin: Tensor, view, gate, rows=None, gate_on=None) -> Tensor:
+        """x (B, N, dim) -> the same; or, of the flattened tokens the `rows` (R,) alone, (1, R, dim).
+
+        gate_on: the gate of these.
+        """
+        y = self.self_attn(self.input_layernorm(x), layer, cos, sin, view, gate, rows, gate_on)
         x = y + (x if rows is None else Rows.apply(x.flatten(0, 1), rows)[None])
         return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Last(NamedTuple):
+    """What the last block is given, where it is asked for L tokens of each row alone."""
+
+    rows: Tensor  # int64 (B * L,), of the flattened tokens
+    positions: Tensor  # int64 (B, L)
+    view: Any
+    gate: Tensor | bool | None
 
 
 def is_adapter(name: str) -> bool:
@@ -233,23 +245,36 @@ class Transformer(nn.Module):
         """The trainable tensors by name: layers.L.self_attn.X_proj.lora_A and lora_B, comp_embeddings, and learned."""
         return {name: p for name, p in self.named_parameters() if is_adapter(name)}
 
-    def forward(self, tokens: Tensor, positions: Tensor, view=None, comp=None, gate=None, rows=None) -> Tensor:
+    def forward(
+        self, tokens: Tensor, positions: Tensor, view=None, comp=None, gate=None, rows=None, last=None
+    ) -> Tensor:
         """Logits, in the dtype of the model.
 
         tokens: int64 (B, N); ids from vocab_size on are COMP tokens. positions: int64 (B, N).
-        view: which keys and values there are and who sees whom; None is plain causal attention.
+        view: which keys and values there are and who sees whom, or a list of one for each layer; None is plain causal
+        attention.
         comp: int64 (C,), rows of the flattened tokens that are COMP tokens; None if there are none.
         gate: what LoRA acts on, see ConditionalLinear: `comp`, lora.ALL, or None for the base model alone.
         rows: int64 (R,), rows of the flattened tokens to predict from, none a COMP token and all different but for
         padding, as in rows.Rows, for logits (R, vocab_size); None for all of them, (B, N, vocab_size). Beyond its keys
-        and values the last block needs no others.
+        and values the last block needs no others. last: Last, if even for these it needs not all tokens; `rows` are
+        then of the flattened tokens that it has.
         """
-        view = view or Causal()
+        views = view if isinstance(view, list) else [view or Causal()] * len(self.layers)
         x = self.embed(tokens, comp)  # (B, N, dim)
         self.frequencies = self.frequencies.to(x.device)  # there for good
         cos, sin = rope_table(positions, self.frequencies, x.dtype)
-        for layer, block in enumerate(self.layers):
-            inputs = x, layer, cos, sin, view, gate, rows if layer + 1 == len(self.layers) else None
+        none = gate if gate is None or gate is ALL else gate[:0]  # no COMP token predicts
+        for layer, (block, view) in enumerate(zip(self.layers, views)):
+            kept = None, None
+            if last and layer + 2 == len(self.layers):
+                kept = last.rows, last.gate
+            elif layer + 1 == len(self.layers):
+                kept = rows, none
+                if last:
+                    x, view, gate = x.view(*last.positions.shape, -1), last.view, last.gate  # (B, L, dim)
+                    cos, sin = rope_table(last.positions, self.frequencies, x.dtype)
+            inputs = x, layer, cos, sin, view, gate, *kept
             if self.checkpoint and torch.is_grad_enabled():
                 x = checkpoint(block, *inputs, use_reentrant=False)
             else:

@@ -29,10 +29,10 @@ def oracle(part: str) -> Path:
     return next((folder / part for folder in folders if (folder / part).is_dir()), folders[0] / part)
 
 
-def random_model(n: int, dtype=torch.float64, seed=0, adapter=True, learned=(), head_dim=4) -> Transformer:
-    """Two layers of width 16, with an adapter whose B is not zero."""
+def random_model(n: int, dtype=torch.float64, seed=0, adapter=True, learned=(), head_dim=4, layers=2) -> Transformer:
+    """A few layers of width 16, with an adapter whose B is not zero."""
     torch.manual_seed(seed)
-    config = LlamaConfig(vocab_size=40, dim=16, ffn_dim=24, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=head_dim)
+    config = LlamaConfig(vocab_size=40, dim=16, ffn_dim=24, n_layers=layers, n_heads=4, n_kv_heads=2, head_dim=head_dim)
     model = Transformer(config).eval()
     if adapter:
         model.add_adapter(n, r=2, alpha=4, dropout=0.0, learned=learned)

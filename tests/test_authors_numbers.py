@@ -43,8 +43,8 @@ def test_parallel_pass(case):
         torch.testing.assert_close(tensor.grad, expected, atol=1e-5, rtol=0)
 
     length = len(case["input"] + case["target"])
-    batch.weights[0, -length - 1 : -1] = 1  # now predict from every place of input and target
-    logits, _ = predict(model, method, batch)
+    layout.weights[-length:], layout.last[:] = 1, True  # now predict from every place of input and target
+    logits, _ = predict(model, method, collate([[layout]]))
     torch.testing.assert_close(logits[-length:], recorded["logits"][-length:], atol=1e-4, rtol=0)
 
 

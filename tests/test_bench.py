@@ -2,6 +2,8 @@
 
 import json
 
+import torch
+
 from measure import bench
 from minccm.checkpoint import load_model
 from minccm.methods import COMP, get_method
@@ -21,8 +23,9 @@ def test_shapes_are_the_paper_s():
     """MetaICL's sample has 979 tokens, DailyDialog's 235, and a token meets the matrices of all layers."""
     model = load_model("random:1m")
     for shape, tokens, comp in (("metaicl", 979, 128), ("dialog", 235, 24)):
-        batch = bench.training_row(model, get_method("ccm-concat"), bench.SHAPES[shape], 1)
-        real = batch.columns.data[batch.columns.data[..., 0] == 0]
+        (batch,) = bench.training_rows(model, get_method("ccm-concat"), bench.SHAPES[shape], 1, 1024)
+        data = torch.cat([batch.first.columns.data, batch.columns.data], 1)
+        real = data[data[..., 0] == 0]
         assert (len(real), int((real[:, 1] == COMP).sum())) == (tokens, comp)
     shape = model.config.n_layers * (2 * 128 * 128 + 2 * 128 * 64 + 3 * 128 * 352)
     assert bench.matrix_weights(model) == shape

@@ -128,7 +128,7 @@ def test_flex_attention_on_a_gpu(name):
     model.add_adapter(n, r=4, dropout=0.0, learned=method.learned)
     model = model.cuda()
     layouts = [lay_out(method, n, 100, [[5 + i] * 9] * (i + 2), [7] * 5, [8, 9, 2]) for i in range(6)]
-    batch, results = collate([layouts]).to("cuda"), []
+    batch, results = collate([layouts], 128, apart=True).to("cuda"), []
     for flex in (False, True):
         model.zero_grad()
         logits, rows = predict(model, method, batch, flex=flex)
