@@ -130,7 +130,8 @@ class Steps(Dataset):
         lengths = [len(layout.tokens) for layout in layouts]
         if options.pack:
             rows = [[layouts[i] for i in row] for row in pack(lengths, options.row_tokens, options.multiple)]
-            return collate(rows, options.multiple, options.least, apart=not options.replay).split()
+            apart = not (options.replay or options.shard)  # a graph has one shape; all shards pass as often
+            return collate(rows, options.multiple, options.least, apart).split()
         return [collate([[layouts[i]] for i in indices]) for indices in group(lengths, options.row_tokens)]
 
     def layouts(self, step: int) -> list[Layout]:

@@ -221,7 +221,7 @@ def collate(
     the `sizes` that they are to have at least. apart: text that no memory comes before becomes a batch of its own, as
     nothing that trains has to do with it.
     """
-    first, finer = None, max(min(multiple, 128), multiple // 8)
+    first, finer = None, max(min(multiple, 128), multiple // 8)  # parts of a row are rounded up to a part of that
     if apart and all(layout.first.any() for row in rows for layout in row):
         alone = [[layout.only(layout.first) for layout in row] for row in rows]
         first = collate([[replace(x, slots=x.slots[:0], last=x.first) for x in row] for row in alone], finer)
@@ -237,10 +237,7 @@ def collate(
     packed = any(row[1:] or int(row[0].columns[:, 5].max()) > 1 for row in rows)
     made = tokens, positions, labels, weights, Columns(data), Columns(slots.flatten(1, 3))
     batch = Batch(*made, comp_places, predicting, sources, packed, first)
-    which = torch.zeros_like(tokens, dtype=torch.bool)
-    for mask, row in zip(which, rows):
-        found = torch.cat([layout.last for layout in row])
-        mask[: len(found)] = found
+    which = _stack(tuple(torch.cat([layout.last for layout in row]) for row in rows), multiple)
     if 2 * _up(int(which.sum(1).max()) + 1, finer) < tokens.shape[1]:
         batch.last = collate([[layout.only(layout.last) for layout in row] for row in rows], finer, least)
         batch.last_places = _places(which, lambda count: batch.last.tokens.shape[1])

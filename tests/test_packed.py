@@ -68,7 +68,9 @@ def test_settled_steps_have_one_shape(tiny, method):
     """A small model's steps, and its validation, are packed into rows of one shape, which a CUDA graph can replay."""
     tokenizer, config = Tokenizer(tiny), read_config(tiny)
     told = dict(batch=12, grow=0, steps=20, longest=None, questions=4, text_weight=0.01, pack=True, row_tokens=None)
-    options = argparse.Namespace(**told, multiple=128, least=(0,) * 5, replay=True, validate=30, data="dialog", n=4)
+    options = argparse.Namespace(
+        **told, multiple=128, least=(0,) * 5, replay=True, shard=False, validate=30, data="dialog", n=4
+    )
     steps = Steps(data.source("dialog", "train"), tokenizer, config, get_method(method), 4, options)
     steps.settle()
     batches = [batch for step in range(20) for batch in steps[step]]
