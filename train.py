@@ -31,7 +31,7 @@ from eval import BASELINES, BY_TURNS, TIME_STEPS, Run, close_gaps, evaluate, sho
 from minccm import cli, ranks
 from minccm.checkpoint import load_adapter, load_model, save_adapter, save_model
 from minccm.config import LlamaConfig
-from minccm.distill import divergence, teacher
+from minccm.distill import divergence, lesson
 from minccm.files import make_folder, write_text, write_whole
 from minccm.graphs import Replayed
 from minccm.layout import Batch, Layout, check_length, collate, group, lay_out, more_segments, pack, segments
@@ -353,7 +353,10 @@ def main():
         loss = loss_of(*inputs)
         return loss.detach(), *torch.autograd.grad(loss, list(trained.values()), materialize_grads=True)
 
-    replayed, views = Replayed(gradients), [method, teacher(method)][: 1 + bool(options.distill)]
+    def views(batch: Batch) -> list[tuple[Method, Batch]]:
+        return [(method, batch), lesson(method, batch)] if options.distill else [(method, batch)]
+
+    replayed = Replayed(gradients)
 
     started = time.perf_counter()
     for step, batches in enumerate(bar, first):
@@ -368,7 +371,7 @@ def main():
             batches += [idle] * (int(ranks.over_all(len(batches), "MAX")) - len(batches))
         total, batches = torch.zeros((), device=device), [batch.to(device) for batch in batches]
         # first of all, as the CPU waits there for the GPU: which blocks are seen
-        seen = [[blocks_of(view, x) for view in views if options.pack] for x in batches]
+        seen = [[blocks_of(*view) for view in views(batch)] if options.pack else [] for batch in batches]
         for batch, blocks in zip(batches, seen):
             merging = taking_turns(step, options, method, batch) if options.turns else None
             if options.replay:

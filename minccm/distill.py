@@ -23,6 +23,11 @@ def teacher(method: Method) -> Method:
     return replace(method, sees=lambda q, k: k.text, rate=None, learned=())
 
 
+def lesson(method: Method, batch: Batch) -> tuple[Method, Batch]:
+    """What the teacher is shown of a batch: all of it, as its last block reads the contexts, too."""
+    return teacher(method), replace(batch, last=None)
+
+
 def divergence(
     model, method: Method, batch: Batch, logits: Tensor, rows: Tensor, flex: bool = False, blocks=None
 ) -> Tensor:
@@ -31,8 +36,7 @@ def divergence(
     logits (R, vocab_size), rows (R,): what mask.predict gives for the batch; blocks: as there, of the teacher.
     """
     with torch.no_grad():
-        whole = replace(batch, last=None)  # here the last block reads the contexts
-        taught, _ = predict(model, teacher(method), whole, flex, adapted=False, blocks=blocks)  # (R, vocab_size)
+        taught, _ = predict(model, *lesson(method, batch), flex, adapted=False, blocks=blocks)  # (R, vocab_size)
     target = batch.weights.flatten()[rows] >= 1
     logits, taught = (x.float().log_softmax(-1) for x in (logits, taught))
     return (F.kl_div(logits, taught, log_target=True, reduction="none").sum(-1) * target).sum()

@@ -29,8 +29,8 @@ class Layout:
     weights: Tensor  # fp32 (N,): how much that counts in the loss; 0 where nothing is predicted
     columns: Tensor  # (N, 7), the data of Columns
     slots: Tensor  # (M, 7), likewise
-    first: Tensor  # bool (N,): text that no memory comes before, where LoRA leaves text alone and nothing predicts
-    last: Tensor  # bool (N,): what the last block is asked for, see asked_last
+    first: Tensor  # bool (N,): before_memory
+    last: Tensor  # bool (N,): asked_last
 
     def only(self, which: Tensor) -> "Layout":
         """Some of the tokens, bool (N,), as they are, and all slots."""
@@ -133,11 +133,19 @@ def lay_out(
     for question, (_, target) in enumerate(questions, 1):
         end = np.flatnonzero(data[:, 5] == question)[-1]
         weights[end - len(target) : end] = 1.0
-    first = (data[:, 1] == TEXT) & (data[:, 2] == 0) & (data[:, 5] == 0) & (data[:, 3] < 0) & (not method.sink)
-    first &= method.conditional and not (weights * first).any()
+    first = before_memory(method, data, weights)
     last = np.ones(len(data), bool) if text_weight else asked_last(method, data, weights)
     arrays = tokens, positions, np.roll(tokens, -1), weights, data, slots, first, last
     return Layout(*map(torch.from_numpy, arrays))
+
+
+def before_memory(method: Method, data: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Text that no memory comes before, bool (N,), where it is the frozen model's own: no LoRA acts on it.
+
+    None of it where some predicts or is pooled, nor with a sink, which the last block is asked for.
+    """
+    text = (data[:, 1] == TEXT) & (data[:, 2] == 0) & (data[:, 5] == 0) & (data[:, 3] < 0)
+    return text & (method.conditional and not method.sink and not weights[text].any())
 
 
 def asked_last(method: Method, data: np.ndarray, weights: np.ndarray) -> np.ndarray:

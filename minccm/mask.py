@@ -41,6 +41,14 @@ BITS = {0: (43, 21), 1: (41, 2), 2: (24, 17), 3: (12, 12), 5: (1, 11), 6: (0, 1)
 TURN = ~((1 << 41) | (2**12 - 1 << 12) | 1)  # sample, step, question, and of the kind what tells slots from tokens
 
 
+def pack_fields(data: Tensor) -> tuple[Tensor, Tensor]:
+    """Columns' data (B, C, 7) as order, int32, and the rest, int64, both (B, C)."""
+    rest = torch.zeros_like(data[..., 0])
+    for field, (bit, _) in BITS.items():
+        rest = rest + (data[..., field] + int(field == 3) << bit)  # index begins at -1
+    return data[..., 4].int(), rest
+
+
 class At:
     """The data of the column at [b, i], as Columns wants it; a field is taken out when it is asked for."""
 
@@ -53,7 +61,7 @@ class At:
         bit, bits = BITS[key[-1]]
         value = self.rest[self.at] >> bit
         value = value if key[-1] == 0 else value & (1 << bits) - 1  # a sample's sign is that of the number
-        return value.int() - (key[-1] == 3)  # index begins at -1
+        return value.int() - int(key[-1] == 3)
 
 
 class Packed(Columns):
@@ -95,9 +103,7 @@ def seen_blocks(method: Method, queries: Columns, keys: Columns) -> tuple[Tensor
 
 def block_mask(method: Method, queries: Columns, keys: Columns, blocks: tuple[Tensor, ...] | None = None) -> BlockMask:
     """dense_mask for FlexAttention; the keys begin with the queries. blocks: as of seen_blocks, if they are known."""
-    order, rest = keys.data[..., 4].int(), torch.zeros_like(keys.data[..., 0])
-    for field, (bit, _) in BITS.items():
-        rest = rest + (keys.data[..., field] + (field == 3) << bit)
+    order, rest = pack_fields(keys.data)
 
     def mask_mod(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return visible(method, Packed(At(order, rest, b, q)), Packed(At(order, rest, b, k)))
@@ -216,26 +222,30 @@ def predict(
     """
     method = method.of(model)
 
-    def open_part(part: Batch, blocks) -> tuple[Tensor, Parallel, Tensor | bool | None]:
-        rows = part.predicting[0] if flex else part.weights.flatten().nonzero()[:, 0]
-        view = Parallel(method, part, model.embed_tokens.weight.dtype, flex, blocks, weights)
-        return rows, view, lora_gate(part.comp, method.conditional, adapted)
+    def view_of(part: Batch, blocks) -> Parallel:
+        return Parallel(method, part, model.embed_tokens.weight.dtype, flex, blocks, weights)
+
+    def rows_of(part: Batch) -> Tensor:
+        return part.predicting[0] if flex else part.weights.flatten().nonzero()[:, 0]
+
+    def gate_of(part: Batch) -> Tensor | bool | None:
+        return lora_gate(part.comp, method.conditional, adapted)
 
     blocks, of_first, of_last = blocks or (None,) * 3
-    rows, view, gate = open_part(batch, blocks)
-    if method.name == "full" and not batch.packed:
-        view = None  # plain causal attention, which needs no mask: padding stands behind the text
+    causal = method.name == "full" and not batch.packed  # which needs no mask: padding stands behind the text
+    view = None if causal else view_of(batch, blocks)
     if first := batch.first:
-        _, its_view, _ = open_part(first, of_first)
-        keeping = [Keeping(its_view) for _ in model.layers]
+        ahead = view_of(first, of_first)
+        keeping = [Keeping(ahead) for _ in model.layers]
         with torch.no_grad():
             model(first.tokens, first.positions, keeping)
         view = [kept.after(view) for kept in keeping]
-    last, asked = None, rows
+    rows = asked = rows_of(batch)
+    last = None
     if batch.last and len(model.layers) > 1:
-        asked, *its = open_part(batch.last, of_last)
-        last = Last(batch.flat(batch.last_places), batch.last.positions, *its)
-    return model(batch.tokens, batch.positions, view, batch.comp, gate, asked, last), rows
+        part, asked = batch.last, rows_of(batch.last)
+        last = Last(batch.flat(batch.last_places), part.positions, view_of(part, of_last), gate_of(part))
+    return model(batch.tokens, batch.positions, view, batch.comp, gate_of(batch), asked, last), rows
 
 
 @functools.cache
