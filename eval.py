@@ -296,6 +296,7 @@ def main():
     add("--stability", action="store_true", help="perplexity and recall over very long texts, and nothing else")
     add("--jobs", type=int, default=1, help="--stability: so many lines of the tables at the same time")
     add("--costs", action="store_true", help="what compressing and answering take by length, and nothing else")
+    add("--talks", type=int, default=None, help="so many whole conversations, as in chat.py, and nothing else")
     add("--show", choices=["attention", "mask", "memory"], help="look inside, on the terminal and with --picture")
     add("--layout", type=int, nargs="+", default=[4, 3, 4, 3, 2], help="--show mask: contexts, input, target")
     add("--window", type=int, nargs="+", default=[160], help="--stream: key/value pairs in the cache when it is full")
@@ -306,8 +307,8 @@ def main():
     add("--method-picture", type=Path, default=None, help="draw how the method works there, and do nothing else")
     add("--bench", choices=["train", "decode", "serve", "all"], help="measure speed, and do nothing else")
     options = parser.parse_args()
-    for name in ("stability", "stream", "costs", "show", "bench"):
-        if vars(options)[name]:
+    for name in ("stability", "stream", "costs", "talks", "show", "bench"):
+        if (value := vars(options)[name]) is not None and value is not False:
             return importlib.import_module(f"measure.{name if name != 'show' else 'inside'}").main(options)
     if options.masks or options.method_picture:
         from minccm.picture import draw_masks, draw_method

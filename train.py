@@ -42,7 +42,7 @@ from minccm.recurrent import predict_recurrent
 from minccm.tokenizer import Tokenizer, train_tokenizer
 
 SETTINGS = (
-    "data method n sink r alpha dropout lr batch steps warmup text_weight grow longest questions seed distill "
+    "data method n sink r alpha dropout lr batch steps warmup text_weight grow longest short questions seed distill "
     "validate turns".split()
 )
 
@@ -60,6 +60,7 @@ def arguments():
     add("--warmup", type=float, default=0.03, help="share of the steps in which the learning rate rises")
     add("--grow", type=float, default=None, help="share of steps in which samples grow: 0.5, on a CPU 1.8; 0: never")
     add("--longest", type=int, default=None, help="contexts of a sample at most")
+    add("--short", type=int, default=7, help="one sample in so many stays short, of four contexts at most")
     add("--questions", type=int, default=1, help="asked at the end of a sample at most, where its data has several")
     add("--r", type=int, default=32, help="rank of LoRA")
     add("--alpha", type=float, default=64, help="scale of LoRA: alpha / r")
@@ -95,7 +96,7 @@ def arguments():
     if options.pretrain:
         options.method = "full"
     options.text_weight = (0.03 if options.pretrain else 0.01) if options.text_weight is None else options.text_weight
-    for name in "steps batch longest questions turns r save_every row_tokens dim layers heads".split():
+    for name in "steps batch longest short questions turns r save_every row_tokens dim layers heads".split():
         if vars(options)[name] is not None and vars(options)[name] < 1:
             raise ValueError(f"--{name.replace('_', '-')} is to be at least 1")
     if options.pretrain and (options.recurrent or options.distill):
@@ -143,7 +144,7 @@ class Steps(Dataset):
         longest = longest if grown >= 1 else min(longest or 30, 2 + int(28 * grown**5))
         for index in range(step * self.options.batch + ranks.RANK, (step + 1) * self.options.batch, ranks.COUNT):
             # Some stay short: else what is short is forgotten.
-            limits = longest, 4 if self.options.grow and index % 7 == 0 else None
+            limits = longest, 4 if self.options.grow and index % self.options.short == 0 else None
             sample = self.source(index, self.method.contexts or min(filter(None, limits), default=None))
             contexts, input, target = segments(self.tokenizer, sample, self.method.reads)
             more = more_segments(self.tokenizer, sample, self.options.questions - 1, self.method.reads)

@@ -214,8 +214,7 @@ class Conversations:
         Of a context that is read the last block is asked for nothing else: (1, 0, dim).
         """
         tokens, place, data, positions = stage.tokens, stage.place, stage.data, stage.positions
-        before = _compiled(_before) if self.graphs is not None else _before
-        run = _compiled(Block.forward, tokens.numel() == 1) if self.graphs is not None else Block.forward
+        before, run = self._made(_before), self._made(Block.forward, tokens.numel() == 1)
         counted = place, data, positions, stage.count
         place, bias, cos, sin = before(self.method, self.columns, *counted, self.frequencies, self.keys.dtype)
         x = self.model.embed(tokens, stage.comp if stage.comp_tokens else None)
@@ -229,16 +228,16 @@ class Conversations:
     def _input(self) -> None:
         stage = self.stages["input"]
         x = self._forward(stage).flatten(0, 1)[stage.ends]  # (B, dim)
-        self.logits_.copy_(self.model.lm_head(self.model.norm(x)))
+        self.logits_.copy_(_logits(self.model, x))
 
     def _token(self) -> None:
         x = self._forward(self.stages["token"])[:, 0]
-        self.logits_.copy_(self.model.lm_head(self.model.norm(x)))
+        self.logits_.copy_(self._made(_logits, self.batch == 1)(self.model, x))
 
     def _read(self) -> None:
         stage = self.stages["read"]
         self._forward(stage)
-        moves = _compiled(_moves) if self.graphs is not None else _moves
+        moves = self._made(_moves)
         of_step = stage.slots, stage.later, stage.step, stage.rate
         self.moves = moves(self.method, self.columns, *of_step, self.pad, self.pairs, self.most)
 
@@ -265,6 +264,10 @@ class Conversations:
             data = Columns.of(np.concatenate([added, slots]))
             most = max(most, int(visible(self.method, later[:, None], data[None]).any(0).sum()))
         return min(most, self.pairs)
+
+    def _made(self, function, one: bool = False):
+        """A function as it is done here: compiled, where graphs are captured."""
+        return function if self.graphs is None else _compiled(function, one)
 
     def _replay(self, name: str, work, then=lambda: None) -> None:
         """Does the work of a stage: by its CUDA graph, which is captured when it is first wanted."""
@@ -320,6 +323,11 @@ class Stage:
     def send(self) -> None:
         """The inputs go from the host to the device."""
         self.on_device.copy_(torch.from_numpy(self.on_host))
+
+
+def _logits(model: Transformer, x: Tensor) -> Tensor:
+    """Of the last block's output."""
+    return model.lm_head(model.norm(x))
 
 
 def _before(method: Method, held: Tensor, place, data, positions, count, frequencies, dtype):

@@ -5,21 +5,23 @@ import json
 import pytest
 
 import eval
-from measure import stability
+from data import dialog
+from measure import stability, talks
 from minccm import cli
 from minccm.tokenizer import Tokenizer
+from tests.conftest import ROOT
 
 
 @pytest.fixture
 def measured(monkeypatch, tmp_path, capsys):
     """Runs eval.py with --json and --picture; returns the rows, and what was printed."""
 
-    def call(*arguments):
+    def call(*arguments, picture=True):
         paths = tmp_path / "result.json", tmp_path / "result.png"
         more = ["--device", "cpu", "--json", paths[0], "--picture", paths[1]]
         monkeypatch.setattr("sys.argv", ["eval.py", *map(str, (*arguments, *more))])
         eval.main()
-        assert paths[1].read_bytes()[:4] == b"\x89PNG"
+        assert not picture or paths[1].read_bytes()[:4] == b"\x89PNG"
         rows = json.loads(paths[0].read_text()) if paths[0].exists() else None
         return rows, capsys.readouterr().out
 
@@ -48,6 +50,31 @@ def test_looking_inside(measured, capsys):
     assert out.count("│ 5 ") == 3 and "t=3" in out
 
 
+def test_whole_conversations(measured, monkeypatch):
+    """Three facts, that no training sample tells, twelve exchanges, three questions; what is answered is counted."""
+    facts, lines = talks.script(0)
+    assert len(lines) == 15 and all(value in line for value, line in zip(facts.values(), lines))
+    assert (ROOT / "docs" / "conversation.txt").read_text().splitlines()[:15] == lines
+    for name, value in facts.items():
+        assert value not in dialog.values("I", *talks.TOLD[name][:2], "train")
+    asked = []
+
+    def reply(talk, text):
+        asked.append(text)
+        yield "In the city of "
+        yield facts["city"] if text == "Where do I live?" else "nothing"
+
+    monkeypatch.setattr(talks.Conversation, "reply", reply)
+    rows, out = measured("--talks", 1, "--method", "ccm-merge", picture=False)
+    assert asked == 2 * [*lines, *(of[3] for of in talks.TOLD.values())]
+    assert [(row["method"], row["city"], row["name"], row["all"]) for row in rows] == [
+        ("full", 1, 0, 0),
+        ("ccm-merge, n = 32", 1, 0, 0),
+    ]
+    assert rows[1]["wrong"] == [{name: [facts[name], "In the city of nothing"] for name in ("name", "country")}]
+    assert "100%" in out
+
+
 def test_a_conversation_for_recall(tiny):
     """Facts are told once each, at the turn that is noted, and no value stands anywhere else."""
     turns, facts = stability.conversation(0, 0)
@@ -66,6 +93,7 @@ def test_a_conversation_for_recall(tiny):
         (["--stream", __file__, "--window", 10], "a window of 10 has no room"),
         (["--show", "mask", "--layout", 3, 0, 2], "--layout"),
         (["--show", "memory", "--method", "gist"], "holds no adapter for gist"),
+        (["--talks", 0], "--talks is to be at least 1"),
         (["--costs", "--model", "nowhere"], "holds no model"),
     ],
 )

@@ -271,16 +271,17 @@ def test_distillation_is_from_full_context(tiny):
 
 
 def test_samples_grow(micro):
-    """From one or two contexts on, up to the longest there are or --longest."""
+    """From one or two contexts on, up to the longest there are or --longest; of those --short says, four at most."""
     model, tokenizer, counts = load_model(micro), Tokenizer(micro), {}
-    for longest in (None, 6):
+    for longest, short in ((None, 7), (6, 7), (None, 1)):
         options = argparse.Namespace(
-            steps=10, batch=40, grow=0.5, longest=longest, questions=1, text_weight=0.0, pack=False
+            steps=10, batch=40, grow=0.5, longest=longest, short=short, questions=1, text_weight=0.0, pack=False
         )
         options.row_tokens = 10**6
         steps = Steps(data.source("dialog", "train"), tokenizer, model.config, get_method("ccm-concat"), 2, options)
-        counts[longest] = [int(steps[step][0].columns.step.max()) for step in (0, 9)]
-    assert counts[None][0] == counts[6][0] == 2 and counts[6][1] == 6 and counts[None][1] > 20
+        counts[longest, short] = [int(steps[step][0].columns.step.max()) for step in (0, 9)]
+    assert counts[None, 7][0] == counts[6, 7][0] == 2 and counts[6, 7][1] == 6 and counts[None, 7][1] > 20
+    assert counts[None, 1][1] == 4
 
 
 def test_gist_online_trains_on_one_context(micro):
