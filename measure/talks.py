@@ -50,7 +50,8 @@ def main(options) -> None:
     wanted = [get_method(name).name for name in options.method.split(",")] if options.method else []
     rows = []
     for folder in (None, *adapters_of(options)):
-        method = "full" if not folder else options.method if options.adapter else None  # what these are to be
+        method = options.method if options.adapter and len(wanted) == 1 else None  # what these are to be
+        method = method if folder else "full"
         more = (options.n, options.sink) if folder else (None, None)
         talk = open_conversation(options.model, folder, method, options.init, *more, device=device, dtype=dtype)
         if folder and wanted and talk.session.method.name not in wanted:
