@@ -276,6 +276,12 @@ def adapters_of(options) -> list[Path]:
     return sorted(path.parent for path in Path(options.model).glob("*/adapter.json"))
 
 
+def wanted_of(options) -> tuple[list[str], str | None]:
+    """The methods to evaluate adapters of, none for all; and what those named are to be, if that is told."""
+    wanted = [get_method(name).name for name in options.method.split(",")] if options.method else []
+    return wanted, wanted[0] if len(wanted) == 1 and options.adapter else None
+
+
 def main():
     parser = cli.parser(__doc__.split("\n")[0])
     add = parser.add_argument
@@ -308,7 +314,7 @@ def main():
     add("--bench", choices=["train", "decode", "serve", "all"], help="measure speed, and do nothing else")
     options = parser.parse_args()
     for name in ("stability", "stream", "costs", "talks", "show", "bench"):
-        if (value := vars(options)[name]) is not None and value is not False:
+        if vars(options)[name] != parser.get_default(name):
             return importlib.import_module(f"measure.{name if name != 'show' else 'inside'}").main(options)
     if options.masks or options.method_picture:
         from minccm.picture import draw_masks, draw_method
@@ -320,8 +326,7 @@ def main():
     base = options.model, options.init, *cli.device_and_dtype(options)
     model, tokenizer = cli.open_base(*base)
     step1 = model.step1
-    wanted = [get_method(name).name for name in options.method.split(",")] if options.method else None
-    method = wanted[0] if wanted and len(wanted) == 1 and options.adapter else None  # what these are to be
+    wanted, method = wanted_of(options)
     rows, distances = [], []
     runs = BASELINES + [Run(get_method("none"), adapter=path) for path in adapters_of(options)]
     bar = tqdm(runs, desc="evaluating", leave=False)

@@ -6,6 +6,7 @@ some 30 contexts lie between, half of them the model's own words, and a wrong an
 """
 
 import random
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -13,10 +14,9 @@ from tqdm import tqdm
 
 from conversation import Conversation, open_conversation
 from data import dialog
-from eval import adapters_of
+from eval import adapters_of, wanted_of
 from minccm import cli
 from minccm.files import write_json
-from minccm.methods import get_method
 
 TOLD = {  # the fact: its kind and values in data/dialog.py, how it is told, and asked for
     "name": ("name", "names", "My name is {}.", "What is my name?"),
@@ -42,29 +42,30 @@ def answers(talk: Conversation, lines: list[str]) -> dict[str, str]:
     return {name: "".join(talk.reply(question)) for name, (*_, question) in TOLD.items()}
 
 
+def measure(options, folder: Path | None) -> list[dict]:
+    """The row of full context, or of an adapter's folder; none for one that is not wanted."""
+    wanted, method = wanted_of(options) if folder else ([], "full")
+    more = (options.n, options.sink) if folder else (None, None)
+    device, dtype = cli.device_and_dtype(options)
+    talk = open_conversation(options.model, folder, method, options.init, *more, device=device, dtype=dtype)
+    if wanted and talk.session.method.name not in wanted:
+        return []
+    name = f"{folder.name}, n = {talk.session.n}" if folder else method
+    wrong = []  # of each conversation: facts and answers that do not name them
+    for index in tqdm(range(options.talks), desc=f"talking, {name}", leave=False):
+        facts, lines = script(index, options.seed)
+        given = answers(talk, lines).items()
+        wrong.append({fact: [facts[fact], answer] for fact, answer in given if facts[fact] not in answer})
+    row = {"method": name, "talks": options.talks}
+    row |= {fact: 1 - sum(fact in one for one in wrong) / len(wrong) for fact in TOLD}
+    return [row | {"all": wrong.count({}) / len(wrong), "wrong": [one for one in wrong if one]}]
+
+
 def main(options) -> None:
     """eval.py --talks."""
     if options.talks < 1:
         raise ValueError("--talks is to be at least 1")
-    device, dtype = cli.device_and_dtype(options)
-    wanted = [get_method(name).name for name in options.method.split(",")] if options.method else []
-    rows = []
-    for folder in (None, *adapters_of(options)):
-        method = options.method if options.adapter and len(wanted) == 1 else None  # what these are to be
-        method = method if folder else "full"
-        more = (options.n, options.sink) if folder else (None, None)
-        talk = open_conversation(options.model, folder, method, options.init, *more, device=device, dtype=dtype)
-        if folder and wanted and talk.session.method.name not in wanted:
-            continue
-        name = f"{folder.name}, n = {talk.session.n}" if folder else method
-        wrong = []  # of each conversation: facts and answers that do not name them
-        for index in tqdm(range(options.talks), desc=f"talking, {name}", leave=False):
-            facts, lines = script(index, options.seed)
-            given = answers(talk, lines).items()
-            wrong.append({fact: [facts[fact], answer] for fact, answer in given if facts[fact] not in answer})
-        row = {"method": name, "talks": options.talks}
-        row |= {fact: 1 - sum(fact in one for one in wrong) / len(wrong) for fact in TOLD}
-        rows.append(row | {"all": wrong.count({}) / len(wrong), "wrong": [one for one in wrong if one]})
+    rows = sum((measure(options, folder) for folder in (None, *adapters_of(options))), [])
     table = Table("method", *TOLD, "all three", title=f"answered right in {options.talks} conversations")
     for row in rows:
         table.add_row(row["method"], *(f"{row[key]:.0%}" for key in (*TOLD, "all")))

@@ -228,11 +228,11 @@ class Conversations:
     def _input(self) -> None:
         stage = self.stages["input"]
         x = self._forward(stage).flatten(0, 1)[stage.ends]  # (B, dim)
-        self.logits_.copy_(_logits(self.model, x))
+        self.logits_.copy_(self.model.logits(x))
 
     def _token(self) -> None:
         x = self._forward(self.stages["token"])[:, 0]
-        self.logits_.copy_(self._made(_logits, self.batch == 1)(self.model, x))
+        self.logits_.copy_(self._made(Transformer.logits, self.batch == 1)(self.model, x))
 
     def _read(self) -> None:
         stage = self.stages["read"]
@@ -323,11 +323,6 @@ class Stage:
     def send(self) -> None:
         """The inputs go from the host to the device."""
         self.on_device.copy_(torch.from_numpy(self.on_host))
-
-
-def _logits(model: Transformer, x: Tensor) -> Tensor:
-    """Of the last block's output."""
-    return model.lm_head(model.norm(x))
 
 
 def _before(method: Method, held: Tensor, place, data, positions, count, frequencies, dtype):

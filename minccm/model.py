@@ -279,8 +279,12 @@ class Transformer(nn.Module):
                 x = checkpoint(block, *inputs, use_reentrant=False)
             else:
                 x = block(*inputs)
-        logits = self.lm_head(self.norm(x))
+        logits = self.logits(x)
         return logits if rows is None else logits[0]
+
+    def logits(self, x: Tensor) -> Tensor:
+        """What the last block gives, x (..., dim) -> (..., vocab_size)."""
+        return self.lm_head(self.norm(x))
 
     def embed(self, tokens: Tensor, comp: Tensor | None) -> Tensor:
         """tokens (B, N) -> (B, N, dim); the id vocab_size + j is COMP token j of its step."""
