@@ -35,81 +35,52 @@ def dense_mask(method: Method, queries: Columns, keys: Columns) -> Tensor:
 BLOCK = 128  # FlexAttention skips blocks of BLOCK x BLOCK that nobody sees
 
 
-# A kernel asks the predicate for every pair of each block that is seen in part, and waits for what it loads for that.
-# So of a column there are two numbers: its order, int32, and an int64 with the other fields, each at its lowest bit.
-BITS = {0: (43, 21), 1: (41, 2), 2: (24, 17), 3: (12, 12), 5: (1, 11), 6: (0, 1)}  # field: lowest bit, how many
-TURN = ~((1 << 41) | (2**12 - 1 << 12) | 1)  # sample, step, question, and of the kind what tells slots from tokens
-
-
-def pack_fields(data: Tensor) -> tuple[Tensor, Tensor]:
-    """Columns' data (B, C, 7) as order, int32, and the rest, int64, both (B, C)."""
-    rest = torch.zeros_like(data[..., 0])
-    for field, (bit, _) in BITS.items():
-        rest = rest + (data[..., field] + int(field == 3) << bit)  # index begins at -1
-    return data[..., 4].int(), rest
-
-
-class At:
-    """The data of the column at [b, i], as Columns wants it; a field is taken out when it is asked for."""
-
-    def __init__(self, order: Tensor, rest: Tensor, b: Tensor, i: Tensor):
-        self.order, self.rest, self.at = order, rest, (b, i)
-
-    def __getitem__(self, key: tuple) -> Tensor:
-        if key[-1] == 4:
-            return self.order[self.at]
-        bit, bits = BITS[key[-1]]
-        value = self.rest[self.at] >> bit
-        value = value if key[-1] == 0 else value & (1 << bits) - 1  # a sample's sign is that of the number
-        return value.int() - int(key[-1] == 3)
-
-
-class Packed(Columns):
-    """A column of which a kernel compares one number, not four, to tell whether it is of the same turn."""
-
-    turn = property(lambda self: self.data.rest[self.data.at] & TURN)
-
-
 def seen_blocks(method: Method, queries: Columns, keys: Columns) -> tuple[Tensor, ...]:
     """Which blocks of keys each block of queries sees in part, and which as a whole, as FlexAttention wants it.
 
     int32: how many in part (B, 1, blocks of queries), their numbers in order, with the others behind (B, 1, blocks of
-    queries, blocks of keys); and both again of those that are seen as a whole. The predicate is asked only where a
-    block's samples and orders leave it open.
+    queries, blocks of keys); and both again of those that are seen as a whole. Then who sees whom there, a bit each:
+    uint8 (B, N / 8, C), both filled up to whole blocks, where bit i of [b, r, k] says whether query 8 r + i sees k.
+    The predicate is asked only where a block's samples and orders leave it open.
     """
     n, total = queries.data.shape[1], keys.data.shape[1]
 
     def blocks(x: Columns) -> Tensor:  # (B, C, 7) -> (B, C / BLOCK, BLOCK, 7), the last one filled up by copies
         copies = x.data[:, -1:].expand(-1, -x.data.shape[1] % BLOCK, -1)
-        return torch.cat([x.data, copies], 1).unflatten(1, (-1, BLOCK)).int()
+        return torch.cat([x.data, copies], 1).unflatten(1, (-1, BLOCK))
 
     q, k = blocks(queries), blocks(keys)
     (q_low, q_high), (k_low, k_high) = q.aminmax(dim=2), k.aminmax(dim=2)  # (B, blocks, 7): sample is 0, order 4
     q_low, q_high, k_low, k_high = q_low[:, :, None], q_high[:, :, None], k_low[:, None], k_high[:, None]
     open_ = (k_low[..., 0] <= q_high[..., 0]) & (k_high[..., 0] >= q_low[..., 0]) & (k_low[..., 4] <= q_high[..., 4])
     some, all_ = torch.zeros_like(open_), torch.zeros_like(open_)  # bool (B, blocks of queries, blocks of keys)
+    bits = torch.zeros(*q.shape[:2], BLOCK // 8, k.shape[1], BLOCK, dtype=torch.uint8, device=q.device)
+    powers = 2 ** torch.arange(8, dtype=torch.uint8, device=q.device)[:, None]
     for at in open_.nonzero().split(1024):  # which bounds the memory
         b, i, j = at.unbind(1)
         seen = visible(method, Columns(q[b, i])[:, :, None], Columns(k[b, j])[:, None])  # (1024, BLOCK, BLOCK)
         some[b, i, j], all_[b, i, j] = seen.flatten(1).any(1), seen.flatten(1).all(1)
+        bits[b, i, :, j] = (seen.unflatten(1, (-1, 8)) * powers).sum(2, dtype=torch.uint8)  # (1024, BLOCK / 8, BLOCK)
     if n % BLOCK or total % BLOCK:  # at the edge a kernel needs the mask
         all_[:] = False
     found = []
     for which in (some & ~all_, all_):
         which = which[:, None].int()
         found += [which.sum(-1, dtype=torch.int32), which.argsort(dim=-1, descending=True, stable=True).int()]
-    return tuple(found)
+    return *found, bits.flatten(3).flatten(1, 2)
 
 
 def block_mask(method: Method, queries: Columns, keys: Columns, blocks: tuple[Tensor, ...] | None = None) -> BlockMask:
-    """dense_mask for FlexAttention; the keys begin with the queries. blocks: as of seen_blocks, if they are known."""
-    order, rest = pack_fields(keys.data)
+    """dense_mask for FlexAttention. blocks: as of seen_blocks, if they are known.
+
+    A kernel looks up what the predicate has said: to ask it for each pair, in each layer and head, takes longer.
+    """
+    *found, bits = blocks or seen_blocks(method, queries, keys)
 
     def mask_mod(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return visible(method, Packed(At(order, rest, b, q)), Packed(At(order, rest, b, k)))
+        return bits[b, q >> 3, k] & (1 << (q & 7)) != 0
 
-    lengths = queries.data.shape[1], keys.data.shape[1]
-    return BlockMask.from_kv_blocks(*(blocks or seen_blocks(method, queries, keys)), BLOCK, mask_mod, lengths)
+    return BlockMask.from_kv_blocks(*found, BLOCK, mask_mod, (queries.data.shape[1], keys.data.shape[1]))
 
 
 def placed_weights(method: Method, steps: int, device: torch.device, dtype: torch.dtype) -> Tensor:
