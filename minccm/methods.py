@@ -39,8 +39,6 @@ class Columns:
     question = property(lambda self: self.data[..., 5])  # from 1, of input and output: several may ask one memory
     first = property(lambda self: self.data[..., 6] == 1)  # is BOS: the sink, where there is one
 
-    # one number for step, sample and question together; a slot is of no token's step
-    turn = property(lambda self: ((self.sample << 20) + self.step << 10) + self.question << 1 | self.slot)
     last = property(lambda self: self.question > 0)  # of input and output, which answer and do not compress
     text = property(lambda self: self.kind == TEXT)
     comp = property(lambda self: self.kind == COMP)
@@ -177,10 +175,10 @@ def visible(method: Method, q: Columns, k: Columns) -> Tensor:
 
     Dense mask, block mask, picture, recursion and eviction all ask this one question.
     """
-    own_step = k.turn == q.turn  # padding sees itself, so no row is empty
+    own_step = (k.step == q.step) & (k.question == q.question) & ~k.slot  # padding sees itself, so no row is empty
     beyond = method.sees(q, k) | k.first if method.sink else method.sees(q, k)
     # what one question asks, no other sees
-    return (k.order <= q.order) & (own_step | (k.sample == q.sample) & beyond & (k.question == 0))
+    return (k.sample == q.sample) & (k.order <= q.order) & (own_step | beyond & (k.question == 0))
 
 
 def merge_rate(method: Method, step: int) -> Tensor:
