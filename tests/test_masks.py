@@ -52,6 +52,12 @@ def test_a_slot_is_of_no_own_step():
     assert visible(get_method("none"), token, token) and not visible(get_method("none"), token, slot)
 
 
+def in_blocks(mask: torch.Tensor) -> torch.Tensor:
+    """A mask, bool (B, N, C), filled up to blocks of 128: (B, N / 128, 128, C / 128, 128)."""
+    mask = F.pad(mask, (0, -mask.shape[2] % 128, 0, -mask.shape[1] % 128))
+    return mask.unflatten(2, (-1, 128)).unflatten(1, (-1, 128))
+
+
 sizes = st.lists(st.lists(st.integers(1, 9), min_size=2, max_size=6), min_size=1, max_size=4)
 
 
@@ -73,8 +79,7 @@ def test_block_mask_is_the_dense_mask(method, n, lengths, packed, count):
     block = block_mask(method, batch.columns, keys)
     shape = (len(dense), None, *dense.shape[1:])
     assert torch.equal(create_mask(block.mask_mod, *shape, device="cpu")[:, 0], dense)
-    whole = F.pad(dense, (0, -dense.shape[2] % 128, 0, -dense.shape[1] % 128)).unflatten(2, (-1, 128))
-    assert torch.equal(block.to_dense()[:, 0].bool(), whole.any(3).unflatten(1, (-1, 128)).any(2))
+    assert torch.equal(block.to_dense()[:, 0].bool(), in_blocks(dense).any(4).any(2))
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -87,10 +92,10 @@ def test_only_what_is_seen_is_looked_at(name):
     assert int((batch.columns.sample < 0).sum()) > 1
     for part in filter(None, (batch, batch.first, batch.last)):
         keys = all_columns(get_method(name), part)
-        seen = dense_mask(get_method(name), part.columns, keys)[0].unflatten(0, (-1, 128)).unflatten(2, (-1, 128))
+        seen = in_blocks(dense_mask(get_method(name), part.columns, keys))
         block = block_mask(get_method(name), part.columns, keys)
-        assert torch.equal(block.to_dense()[0, 0].bool(), seen.any(3).any(1))
-        assert int(block.full_kv_num_blocks.sum()) == int(seen.all(3).all(1).sum())
+        assert torch.equal(block.to_dense()[:, 0].bool(), seen.any(4).any(2))
+        assert int(block.full_kv_num_blocks.sum()) == int(seen.all(4).all(2).sum())
 
 
 @pytest.mark.parametrize("name", ["full", "ccm-concat", "ccm-merge"])
