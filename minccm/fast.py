@@ -31,7 +31,7 @@ from minccm.model import Block, Transformer, attention, rope_table
 from minccm.online import sample
 
 if torch.cuda.is_available():
-    from minccm.kernel import attend
+    from minccm.kernel import attend, product
 
 
 class Buffered:
@@ -51,6 +51,17 @@ class Buffered:
         if queries.is_cuda and width >= 16 and width & (width - 1) == 0:
             return attend(queries, keys, values, self.bias)
         return attention(queries, keys, values, self.bias[:, None])
+
+
+def one_token(block: Block, x: Tensor, layer: int, cos: Tensor, sin: Tensor, view, gate, rows=None) -> Tensor:
+    """Block.forward for one token of one conversation, x (1, 1, dim), without LoRA: products as kernel.product."""
+    attention, mlp, before, after = block.self_attn, block.mlp, block.input_layernorm, block.post_attention_layernorm
+    qkv = product(x, attention.qkv, before.weight, before.eps)
+    sizes = [p.weight.shape[0] for p in (attention.q_proj, attention.k_proj, attention.v_proj)]
+    y = attention.attend(qkv.split(sizes, -1), layer, cos, sin, view)
+    x = product(y, attention.o_proj.weight, add=x)
+    y = product(x, mlp.gate_up, after.weight, after.eps, gated=True)
+    return product(y, mlp.down_proj.weight, add=x)
 
 
 class Conversations:
@@ -80,6 +91,7 @@ class Conversations:
         self.device = weight.device
         model.join_lora()
         self.graphs = {} if (weight.is_cuda if graphs is None else graphs) else None
+        self.alone = batch == 1 and weight.is_cuda and model.layers[0].mlp.gate_up is not None  # see one_token
         comp = n if method.comp else 0
         width = -(-(pairs + turn + max(comp, output)) // 16) * 16
         shape = config.n_layers, batch, config.n_kv_heads, width, config.head_dim
@@ -214,11 +226,12 @@ class Conversations:
         Of a context that is read the last block is asked for nothing else: (1, 0, dim).
         """
         tokens, place, data, positions = stage.tokens, stage.place, stage.data, stage.positions
-        before, run = self._made(_before), self._made(Block.forward, tokens.numel() == 1)
+        before = self._made(_before)
         counted = place, data, positions, stage.count
         place, bias, cos, sin = before(self.method, self.columns, *counted, self.frequencies, self.keys.dtype)
         x = self.model.embed(tokens, stage.comp if stage.comp_tokens else None)
         gate = lora_gate(stage.comp if stage.comp_tokens else None, self.method.conditional, self.adapted)
+        run = self._made(one_token if self.alone and stage.width == 1 and gate is None else Block.forward)
         for layer, block in enumerate(self.model.layers):
             view = Buffered(self.keys[layer], self.values[layer], place, bias)
             rows = stage.nothing if layer + 1 == len(self.model.layers) else None
@@ -232,7 +245,8 @@ class Conversations:
 
     def _token(self) -> None:
         x = self._forward(self.stages["token"])[:, 0]
-        self.logits_.copy_(self._made(Transformer.logits, self.batch == 1)(self.model, x))
+        norm, head = self.model.norm, self.model.lm_head.weight
+        self.logits_.copy_(product(x, head, norm.weight, norm.eps) if self.alone else self.model.logits(x))
 
     def _read(self) -> None:
         stage = self.stages["read"]
@@ -265,9 +279,9 @@ class Conversations:
             most = max(most, int(visible(self.method, later[:, None], data[None]).any(0).sum()))
         return min(most, self.pairs)
 
-    def _made(self, function, one: bool = False):
+    def _made(self, function):
         """A function as it is done here: compiled, where graphs are captured."""
-        return function if self.graphs is None else _compiled(function, one)
+        return function if self.graphs is None else _compiled(function)
 
     def _replay(self, name: str, work, then=lambda: None) -> None:
         """Does the work of a stage: by its CUDA graph, which is captured when it is first wanted."""
@@ -359,7 +373,6 @@ def _moves(method: Method, held: Tensor, slots, later, step, rate, pad, pairs: i
 
 
 @functools.cache
-def _compiled(function, one: bool = False):
-    """one: for a single token, where products are reductions, and are worth tuning as such."""
+def _compiled(function):
     torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)  # for sizes it has not met
-    return torch.compile(function, options={"coordinate_descent_tuning": True} if one else None)
+    return torch.compile(function)

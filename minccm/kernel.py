@@ -1,22 +1,34 @@
-"""Attention of a few queries over a short buffer with holes, as a Triton kernel, for online use on a GPU.
+"""Online on a GPU, in Triton: attention of a few queries over a short buffer with holes, and products of one token.
 
-A decoding step reads every key and value once and does little else, so all that counts is that reading never waits.
-Here each program takes the queries of one key/value head and one part of the buffer, and the parts are put together
-afterwards. FlexAttention took three times as long (docs/performance.md).
+A decoding step reads every weight, key and value once and does little else, so all that counts is that reading never
+waits. Attention: each program takes the queries of one key/value head and one part of the buffer, and the parts are put
+together afterwards. A product: each program reads one row of W, all at once, and does along with it what stands before
+and behind: the norm, silu, the sum. How much faster this is than what the compiler makes: docs/performance.md.
+
+Nor need a kernel wait for the end of the one before to read what that one does not write, which is the weights. From
+Hopper on a kernel may let the next one start (gdc_launch_dependents), which waits where it has to (gdc_wait). Each that
+is started so does wait, so that by then all of those before it have ended.
 """
+
+import functools
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 
 @triton.jit
 def _attend(
     queries, keys, values, bias, out, lse, n_columns, n_tokens, n_rows, n_heads, scale,
     PART: tl.constexpr, PARTS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WIDTH: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
     """One program: BLOCK_M queries of a key/value head over PART of its columns, by the softmax that goes along."""
+    if EARLY:
+        gdc_launch_dependents()
+        gdc_wait()
     head, index, block = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     rows, width = block * BLOCK_M + tl.arange(0, BLOCK_M), tl.arange(0, WIDTH)
     there = rows < n_rows
@@ -46,8 +58,13 @@ def _attend(
 
 
 @triton.jit
-def _join(out, lse, joined, n_rows, PARTS: tl.constexpr, AT_LEAST: tl.constexpr, WIDTH: tl.constexpr):
+def _join(
+    out, lse, joined, n_rows, PARTS: tl.constexpr, AT_LEAST: tl.constexpr, WIDTH: tl.constexpr, EARLY: tl.constexpr
+):
     """One program: the answer of one query from those of the parts. AT_LEAST: PARTS as a power of two."""
+    if EARLY:
+        gdc_launch_dependents()
+        gdc_wait()
     head, row = tl.program_id(0).to(tl.int64), tl.program_id(1)
     parts, width = tl.arange(0, AT_LEAST), tl.arange(0, WIDTH)
     place = (head * PARTS + parts) * n_rows + row
@@ -57,6 +74,12 @@ def _join(out, lse, joined, n_rows, PARTS: tl.constexpr, AT_LEAST: tl.constexpr,
     x = tl.load(out + place[:, None] * WIDTH + width[None, :], mask=(parts < PARTS)[:, None], other=0.0)
     y = tl.sum(x * (share / tl.sum(share, 0))[:, None], 0)
     tl.store(joined + (head * n_rows + row) * WIDTH + width, y)
+
+
+@functools.cache
+def _early() -> bool:
+    """Whether a kernel may start before the one before it has ended."""
+    return torch.cuda.get_device_capability() >= (9, 0)
 
 
 # known to the compiler by what goes in and out alone, so that no shape is compiled anew
@@ -78,15 +101,75 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tenso
     shape = batch, heads, parts, rows
     out = joined if parts == 1 else torch.empty(*shape, width, dtype=torch.float32, device=queries.device)
     lse = torch.empty(shape, dtype=torch.float32, device=queries.device)
+    early = {"EARLY": True, "launch_pdl": True} if _early() else {"EARLY": False}
     _attend[(batch * heads, parts, blocks)](
         queries.contiguous(), keys, values, bias, out, lse, columns, tokens, rows, heads, width**-0.5,
-        PART=part, PARTS=parts, BLOCK_M=block_m, BLOCK_N=64, WIDTH=width, num_warps=4, num_stages=2,
+        PART=part, PARTS=parts, BLOCK_M=block_m, BLOCK_N=64, WIDTH=width, num_warps=4, num_stages=2, **early,
     )  # fmt: skip
     if parts > 1:
-        _join[(batch * heads, rows)](out, lse, joined, rows, parts, 1 << (parts - 1).bit_length(), width)
+        _join[(batch * heads, rows)](out, lse, joined, rows, parts, 1 << (parts - 1).bit_length(), width, **early)
     return joined
 
 
 @attend.register_fake
 def _(queries, keys, values, bias):
     return torch.empty(queries.shape, dtype=queries.dtype, device=queries.device)
+
+
+@triton.jit
+def _product(
+    x, weight, norm, add, y, n_rows, eps,
+    WIDTH: tl.constexpr, BLOCK: tl.constexpr, NORM: tl.constexpr, GATED: tl.constexpr, ADD: tl.constexpr,
+    EARLY: tl.constexpr,
+):  # fmt: skip
+    """One program: one row of W, or if GATED two, times x. BLOCK: WIDTH as a power of two."""
+    row, at = tl.program_id(0), tl.arange(0, BLOCK)
+    within = at < WIDTH
+    w = tl.load(weight + row.to(tl.int64) * WIDTH + at, mask=within, other=0.0)
+    if GATED:
+        w_up = tl.load(weight + (n_rows + row).to(tl.int64) * WIDTH + at, mask=within, other=0.0)
+    if EARLY:
+        gdc_launch_dependents()
+        gdc_wait()
+    a = tl.load(x + at, mask=within, other=0.0).to(tl.float32)
+    scale = 1.0
+    if NORM:
+        scale = tl.rsqrt(tl.sum(a * a, 0) / WIDTH + eps)
+        a *= tl.load(norm + at, mask=within, other=0.0).to(tl.float32)
+    out = tl.sum(w.to(tl.float32) * a, 0) * scale
+    if GATED:
+        out *= tl.sigmoid(out) * tl.sum(w_up.to(tl.float32) * a, 0) * scale
+    if ADD:
+        out += tl.load(add + row).to(tl.float32)
+    tl.store(y + row, out)
+
+
+@torch.library.custom_op("minccm::product", mutates_args=())
+def product(
+    x: Tensor,
+    weight: Tensor,
+    norm: Tensor | None = None,
+    eps: float = 0.0,
+    add: Tensor | None = None,
+    gated: bool = False,
+) -> Tensor:
+    """W x for one token, x (..., in) of it alone and weight (out, in) -> (..., out), summed in fp32.
+
+    norm (in,), eps: RMSNorm is done to x before. gated: the rows of weight are those of gate_proj and then as many of
+    up_proj, and the result is silu(gate x) * (up x). add (..., out): is added at last.
+    """
+    rows, width = weight.shape[0] // (1 + gated), weight.shape[1]
+    y = torch.empty(*x.shape[:-1], rows, dtype=x.dtype, device=x.device)
+    block = triton.next_power_of_2(width)
+    early = {"EARLY": True, "launch_pdl": True} if _early() else {"EARLY": False}
+    _product[(rows,)](
+        x, weight, norm, add, y, rows, eps,
+        WIDTH=width, BLOCK=block, NORM=norm is not None, GATED=gated, ADD=add is not None,
+        num_warps=max(1, min(32, block // 1024)), **early,
+    )  # fmt: skip
+    return y
+
+
+@product.register_fake
+def _(x, weight, norm=None, eps=0.0, add=None, gated=False):
+    return x.new_empty(*x.shape[:-1], weight.shape[0] // (1 + gated))

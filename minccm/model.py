@@ -96,17 +96,23 @@ class Attention(nn.Module):
         self.qkv: Tensor | None = None  # see Transformer.join_weights
 
     def forward(self, x: Tensor, layer: int, cos: Tensor, sin: Tensor, view, gate, rows=None, gate_on=None) -> Tensor:
-        def heads(y: Tensor) -> Tensor:  # (B, N, H * head_dim) -> (B, H, N, head_dim)
-            return y.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-
-        queries, keys, values = map(heads, project(x, gate, [self.q_proj, self.k_proj, self.v_proj], self.qkv))
-        queries, keys = rotate(queries, cos, sin), rotate(keys, cos, sin)  # before keys are stored or merged
-        keys, values = view.extend(layer, keys, values)  # N columns become [memory; tokens; slots]
-        y = view.attend(queries, keys, values)  # (B, H, N, head_dim)
-        y = y.transpose(1, 2).flatten(2)
+        qkv = project(x, gate, [self.q_proj, self.k_proj, self.v_proj], self.qkv)
+        y = self.attend(qkv, layer, cos, sin, view)
         if rows is not None:
             y, gate = Rows.apply(y.flatten(0, 1), rows)[None], gate_on
         return self.o_proj(y, gate)
+
+    def attend(self, qkv: tuple[Tensor, ...], layer: int, cos: Tensor, sin: Tensor, view) -> Tensor:
+        """Queries, keys and values, each (B, N, H * head_dim), to what each query gathers (B, N, heads * head_dim)."""
+
+        def heads(y: Tensor) -> Tensor:  # (B, N, H * head_dim) -> (B, H, N, head_dim)
+            return y.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+        queries, keys, values = map(heads, qkv)
+        queries, keys = rotate(queries, cos, sin), rotate(keys, cos, sin)  # before keys are stored or merged
+        keys, values = view.extend(layer, keys, values)  # N columns become [memory; tokens; slots]
+        y = view.attend(queries, keys, values)  # (B, H, N, head_dim)
+        return y.transpose(1, 2).flatten(2)
 
 
 class FeedForward(nn.Module):

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from minccm.fast import Conversations
 from minccm.methods import METHODS, PAD, get_method
+from minccm.model import RMSNorm
 from minccm.online import Session
 from tests.conftest import ROOT, random_model
 
@@ -84,6 +85,29 @@ def test_a_place_is_used_again():
     torch.testing.assert_close(batch.logits([[3, 4], [5]])[0], fresh.logits([3, 4])[-1], atol=1e-9, rtol=1e-9)
     with pytest.raises(ValueError, match="longer than a turn"):
         batch.read([[5] * 7, None])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="a Triton kernel is of a GPU")
+@pytest.mark.parametrize("rows, width", [(12288, 4096), (4096, 11008), (515, 96), (8, 20000)])
+def test_product_on_a_gpu(rows, width):
+    """One token's product with the norm before it, silu or the sum behind it, to what bf16 rounds of its result."""
+    from minccm.kernel import product
+
+    make = lambda *shape: torch.randn(*shape, device="cuda").bfloat16()
+    weight, x, add = make(2 * rows, width), make(1, 1, width), make(1, 1, rows)
+    norm = RMSNorm(width, 1e-5).cuda().bfloat16()
+    torch.nn.init.normal_(norm.weight)
+    x64, weight64 = x.double(), weight.double()
+    normed = torch.nn.functional.rms_norm(x64, (width,), norm.weight.double(), norm.eps)
+    gate, up = torch.nn.functional.linear(normed, weight64).chunk(2, -1)
+    cases = [
+        (product(x, weight), x64 @ weight64.T),
+        (product(x, weight[:rows], add=add), x64 @ weight64[:rows].T + add.double()),
+        (product(x, weight, norm.weight, norm.eps), torch.cat([gate, up], -1)),
+        (product(x, weight, norm.weight, norm.eps, gated=True), torch.nn.functional.silu(gate) * up),
+    ]
+    for got, expected in cases:
+        assert ((got.double() - expected).norm() / expected.norm()).item() < 2**-8
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs are of a GPU")
