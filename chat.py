@@ -186,6 +186,7 @@ def main():
     add("--temperature", type=float, default=0.0, help="0 takes the likeliest token")
     add("--top-p", type=float, default=1.0, help="draw from the likeliest tokens of this probability in all")
     add("--max-tokens", type=int, default=64, help="longest reply")
+    add("--compile", action="store_true", help="on a GPU: faster answers, once the first has waited for the compiler")
     add("--script", metavar="FILE", default=None, help="play the lines of a file, and leave")
     add("--json", action="store_true", help="print a JSON object a line")
     add("--record", metavar="FILE", default=None, help="with --script: keep a picture (.svg) or text of the session")
@@ -201,12 +202,13 @@ def main():
     if os.environ.get("NO_COLOR"):
         look["color_system"] = None
     console = Console(markup=False, emoji=False, highlight=False, record=bool(options.record), **look)
-    device, dtype = cli.device_and_dtype(options)
-    opened = {
-        name: getattr(options, name) for name in ("model", "adapter", "method", "init", "n", "sink", "format", "system")
-    }
-    talk = open_conversation(**opened, device=device, dtype=dtype)
-    opened |= {"device": device, "dtype": dtype, "method": talk.session.method.name}
+    names = "model", "adapter", "method", "init", "n", "sink", "format", "system", "compile"
+    opened = {name: getattr(options, name) for name in names}
+    opened["device"], opened["dtype"] = cli.device_and_dtype(options)
+    if options.compile and opened["device"].type != "cuda":
+        raise ValueError("--compile is for a GPU: leave it out here")
+    talk = open_conversation(**opened)
+    opened |= {"method": talk.session.method.name}
     live = (interactive or bool(options.record)) and not options.json
     terminal = Terminal(talk, opened, sampling, console, options.json, live)
     if live:

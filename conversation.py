@@ -21,6 +21,7 @@ import torch
 
 from minccm.checkpoint import adapter_fingerprint, fingerprint, load_adapter
 from minccm.cli import TINY, open_base
+from minccm.fast import FastSession
 from minccm.methods import get_method
 from minccm.online import Session
 from minccm.tokenizer import Tokenizer
@@ -120,8 +121,7 @@ class Conversation:
     def retold(self, turns: list[dict], session: Session | None = None, adapter: str = "") -> "Conversation":
         """Turns read anew, by another session or by one like this conversation's: what is kept of them may differ."""
         if session is None:
-            own = self.session
-            session, adapter = Session(own.model, own.method, own.n, own.adapted), self.made_for["adapter"]
+            session, adapter = self.session.anew(), self.made_for["adapter"]
         other = Conversation(session, self.tokenizer, self.format, self.system, adapter)
         for turn in turns:
             other._hear(turn)
@@ -239,22 +239,24 @@ def open_conversation(
     system="",
     device="cpu",
     dtype=torch.float32,
+    compile=False,
 ) -> Conversation:
     """A conversation with the model of a folder, by default the one that ships.
 
     adapter: a folder, by default the one in the model's folder that is named as the method, by default ccm-concat.
     init: a step-1 adapter to merge into the model. n, sink: of the adapter, where its folder does not tell.
+    compile: answer by compiled code and CUDA graphs, see fast.FastSession.
     Raises ValueError, in one line, where they do not fit together.
     """
     base, tokenizer = open_base(model, init, device, dtype)
-    format = format or usual_format(model)
+    format, kind = format or usual_format(model), FastSession if compile else Session
     if method in ("full", "none"):
-        return Conversation(Session(base, get_method(method), 0, adapted=False), tokenizer, format, system)
+        return Conversation(kind(base, get_method(method), 0, adapted=False), tokenizer, format, system)
     if method:
         method = get_method(method).name  # a wrong name is said as such
     folder = Path(adapter or Path(model) / (method or "ccm-concat"))
     if not folder.is_dir():
         raise ValueError(f"{folder} is not there: train an adapter with train.py and give it with --adapter")
     found, n = load_adapter(base, folder, method, n, sink)
-    session = Session(base, found, n, adapted=found.name != "full")
+    session = kind(base, found, n, adapted=found.name != "full")
     return Conversation(session, tokenizer, format, system, adapter_fingerprint(folder))

@@ -31,6 +31,7 @@ from minccm.layout import Batch, collate, lay_out, pack
 from minccm.mask import blocks_of, predict
 from minccm.methods import COMP, Columns, Method, columns, get_method
 from minccm.model import Transformer
+from minccm.online import Session
 
 SHAPES = {"metaicl": (16, 50, 8, 40, 10), "dialog": (12, 15, 2, 15, 15)}  # contexts, their tokens, n, input, target
 TOY = {"metaicl": (4, 12, 2, 10, 5), "dialog": (3, 5, 2, 5, 5)}
@@ -164,6 +165,7 @@ def bench_decode(model: Transformer, limit: dict, toy: bool) -> list[dict]:
     model.add_adapter(n)
     model.eval()
     rows = [decode(model, limit, get_method(name), pairs // (8 if toy else 1), turn) for name, pairs in SERVED.items()]
+    rows.append(decode_plainly(model, limit, get_method("ccm-concat"), n, turn))
     return rows + [compress(model, get_method(name), n, turn) for name in ("ccm-concat", "ccm-merge")]
 
 
@@ -174,10 +176,25 @@ def decode(model: Transformer, limit: dict, method: Method, pairs: int, turn: in
     texts = random_texts(model, 1, turn)
     first = seconds(lambda: talks.logits(texts))
     took = (seconds(lambda: talks.generate(texts, ANSWER + 1, stop=False)) - first) / ANSWER
+    return show(token_row(model, limit, method.name, pairs, turn, took) | {"input_ms": 1e3 * first})
+
+
+def decode_plainly(model: Transformer, limit: dict, method: Method, n: int, turn: int) -> dict:
+    """The same by online.Session, which compiles nothing: ms per token after 16 contexts."""
+    session, (text,) = Session(model, method, n), random_texts(model, 1, turn)
+    for _ in range(16):
+        session.read(text)
+    answer = lambda count: seconds(lambda: list(session.generate(text, count, stop=False)))
+    took = (answer(ANSWER + 1) - answer(1)) / ANSWER
+    return show(token_row(model, limit, f"{method.name}, online.Session", len(session.memory), turn, took))
+
+
+def token_row(model: Transformer, limit: dict, name: str, pairs: int, turn: int, took: float) -> dict:
+    """The row of a token, seconds each, beside what reading all that it needs takes."""
     per_pair = model.config.kv_bytes_per_pair * model.embed_tokens.weight.element_size()
     best = (weight_bytes(model) + (pairs + turn + ANSWER / 2) * per_pair) / limit["bytes"]
-    row = {"bench": "decode", "method": method.name, "pairs": pairs, "figure": 1e3 * took, "unit": "ms/token"}
-    return show(row | {"limit": 1e3 * best, "share": best / took, "input_ms": 1e3 * first})
+    row = {"bench": "decode", "method": name, "pairs": pairs, "figure": 1e3 * took, "unit": "ms/token"}
+    return row | {"limit": 1e3 * best, "share": best / took}
 
 
 def compress(model: Transformer, method: Method, n: int, turn: int) -> dict:

@@ -13,10 +13,11 @@ GPU one CUDA graph, captured once, is replayed for it: one to read, one to begin
     talks.read([ids, None])            # the second says nothing this time
     talks.generate([ids, ids])         # two answers
 
-The numbers are those of online.Session, to rounding: tests/test_fast.py.
+FastSession is an online.Session that answers so. The numbers are a Session's, to rounding: tests/test_fast.py.
 """
 
 import functools
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -25,10 +26,10 @@ from torch import Tensor
 from minccm.graphs import capture
 from minccm.layout import step_columns
 from minccm.lora import lora_gate
-from minccm.memory import slot_weights
+from minccm.memory import Memory, slot_weights
 from minccm.methods import PAD, Columns, Method, columns, merge_rate, visible
 from minccm.model import Block, Transformer, attention, rope_table
-from minccm.online import sample
+from minccm.online import Session, sample
 
 if torch.cuda.is_available():
     from minccm.kernel import attend, product
@@ -119,6 +120,16 @@ class Conversations:
         self.step[which] = self.position[which] = self.tokens[which] = 0
         self.columns[which] = self.pad
 
+    def put(self, memory: Memory, which: int = 0) -> None:
+        """A conversation goes on from a memory, such as a Session's. Raises ValueError where `pairs` are too few."""
+        if len(memory) > self.pairs:
+            raise ValueError(f"a memory of {len(memory)} pairs is more than {self.pairs}: give a larger `pairs`")
+        self.reset([which])
+        held = slice(len(memory))
+        self.keys[:, which, :, held], self.values[:, which, :, held] = memory.keys, memory.values
+        self.columns[which, held] = memory.columns.data
+        self.step[which], self.position[which], self.tokens[which] = memory.step, memory.position, memory.tokens
+
     @torch.no_grad()
     def read(self, texts: list[list[int] | None]) -> None:
         """Compresses a context of each conversation, given as token ids, into its memory; None: there is none.
@@ -155,21 +166,34 @@ class Conversations:
         self._replay("input", self._input)
         return self.logits_
 
+    def generate(self, texts: list[list[int]], max_tokens: int | None = None, stop=True, **sampling) -> list[list[int]]:
+        """The answer to each input, up to EOS (stop=False goes on past it). The memory stays as it is.
+
+        max_tokens: at most `output`, which it is by default. sampling: as of `stream`.
+        """
+        answers, eos = [], self.model.config.eos_id
+        ended = torch.zeros(self.batch, dtype=torch.bool, device=self.device)
+        for i, tokens in enumerate(self.stream(texts, max_tokens or self.output, **sampling)):
+            answers.append(tokens)
+            ended |= tokens == eos
+            if stop and i % 16 == 15 and ended.all():  # looked at now and then: it waits
+                break
+        rows = torch.stack(answers, 1).tolist()
+        return [row[: row.index(eos)] if stop and eos in row else row for row in rows]
+
     @torch.no_grad()
-    def generate(
+    def stream(
         self,
         texts: list[list[int]],
-        max_tokens: int | None = None,
+        max_tokens: int,
         temperature: float = 0.0,
         top_p: float = 1.0,
         generator: torch.Generator | None = None,
-        stop: bool = True,
-    ) -> list[list[int]]:
-        """The answer to each input, up to EOS (stop=False goes on past it). The memory stays as it is.
+    ) -> Iterator[Tensor]:
+        """Yields the next token of each answer, int64 (B,), max_tokens times, whatever it is. The memory stays.
 
         temperature, top_p: as of online.Session.generate. Raises ValueError for more tokens than `output`.
         """
-        max_tokens = self.output if max_tokens is None else max_tokens
         if max_tokens > self.output:
             raise ValueError(f"an answer of {max_tokens} tokens is longer than the {self.output} there is room for")
         logits = self.logits(texts)
@@ -178,18 +202,16 @@ class Conversations:
         data = [columns(step=t, order=order, question=1) for t, order in zip(self.step, self.tokens + lengths.numpy())]
         stage.data.copy_(torch.from_numpy(np.stack(data)))
         stage.count.zero_()
-        answers, ended = [], torch.zeros(self.batch, dtype=torch.bool, device=self.device)
-        for i in range(max_tokens):
-            answers.append(sample(logits, temperature, top_p, generator))
-            ended |= answers[-1] == self.model.config.eos_id
-            if i + 1 == max_tokens or (stop and i % 16 == 15 and ended.all()):  # looked at now and then: it waits
-                break
-            stage.tokens.copy_(answers[-1][:, None])
-            self._replay("token", self._token)
-            stage.count += 1
-        self.columns[:, self.pairs :] = self.pad
-        rows, eos = torch.stack(answers, 1).tolist(), self.model.config.eos_id
-        return [row[: row.index(eos)] if stop and eos in row else row for row in rows]
+        try:
+            for i in range(max_tokens):
+                tokens = sample(logits, temperature, top_p, generator)
+                yield tokens
+                if i + 1 < max_tokens:
+                    stage.tokens.copy_(tokens[:, None])
+                    self._replay("token", self._token)
+                    stage.count += 1
+        finally:
+            self.columns[:, self.pairs :] = self.pad
 
     def __len__(self) -> int:
         """KV pairs held by the conversation that holds the most."""
@@ -292,6 +314,32 @@ class Conversations:
             pool = next((graph.pool() for graph in self.graphs.values()), None)  # shared: they take turns
             self.graphs[name] = capture(work, then, pool)  # `then` is not to be done twice
         self.graphs[name].replay()
+
+
+class FastSession(Session):
+    """A Session whose answers come from fixed buffers, into which its memory is put. It reads as a Session reads."""
+
+    def __init__(self, model: Transformer, method: Method, n: int, adapted: bool = True):
+        super().__init__(model, method, n, adapted)
+        if model.layers[0].mlp.gate_up is None:
+            model.join_weights()
+        self.sizes, self.talks = (256, 256, 64), None  # pairs, tokens of an input, of an answer
+
+    def generate(self, ids: list[int], max_tokens: int = 64, stop: bool = True, **sampling) -> Iterator[int]:
+        """As Session.generate. Where the buffers are too small they are made anew, twice as large or more."""
+        sizes = tuple(
+            max(size, 1 << (need - 1).bit_length())
+            for size, need in zip(self.sizes, (len(self.memory), len(ids), max_tokens))
+        )
+        if self.talks is None or sizes != self.sizes:
+            pairs, turn, output = self.sizes = sizes
+            self.talks = None  # first, so that there are never two
+            self.talks = Conversations(self.model, self.method, self.n, 1, pairs, turn, output, self.adapted)
+        self.talks.put(self.memory)
+        for token in map(int, self.talks.stream([ids], max_tokens, **sampling)):
+            if stop and token == self.model.config.eos_id:
+                return
+            yield token
 
 
 class Stage:

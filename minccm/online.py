@@ -7,6 +7,7 @@ Three lines are the whole of it:
     session.generate(ids)         # O(t) ~ p( . | Mem(t), I(t))
 """
 
+import copy
 from collections.abc import Iterator
 
 import torch
@@ -57,6 +58,12 @@ class Session:
         weight = model.embed_tokens.weight
         self.device = weight.device
         self.memory = Memory.empty(model.config, weight.dtype, weight.device)
+
+    def anew(self) -> "Session":
+        """One like this that has read nothing yet."""
+        other = copy.copy(self)
+        other.memory = Memory.empty(self.model.config, self.memory.keys.dtype, self.device)
+        return other
 
     def read(self, ids: list[int], watch: bool = False) -> Tensor | None:
         """Compresses one context, given as token ids, into the memory.

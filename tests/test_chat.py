@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 import chat
 import conversation
 from conversation import Conversation, open_conversation
+from minccm.fast import FastSession
 from minccm.layout import segments
 from tests.conftest import ROOT
 
@@ -241,6 +242,17 @@ def test_retold_by_another_method(fresh):
     shorter = fresh()
     tell(shorter, *SAID[:2])
     assert same(talk.retold(talk.turns[:-1]), shorter)
+
+
+def test_compiled(fresh, run):
+    """--compile says and keeps the same, here by its buffers alone, and after /forget; without a GPU it is refused."""
+    compiled = open_conversation(compile=True)
+    for talk in (compiled, compiled.retold([])):
+        plain = fresh()
+        assert isinstance(talk.session, FastSession)
+        assert tell(talk, *SAID) == tell(plain, *SAID) and same(talk, plain)
+    with pytest.raises(ValueError, match="leave it out"):
+        run(SAID[0], options=["--compile"])
 
 
 def test_comparing_changes_nothing(fresh):

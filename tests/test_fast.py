@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minccm.fast import Conversations
+from minccm.fast import Conversations, FastSession
 from minccm.methods import METHODS, PAD, get_method
 from minccm.model import RMSNorm
 from minccm.online import Session
@@ -87,6 +87,27 @@ def test_a_place_is_used_again():
         batch.read([[5] * 7, None])
 
 
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(methods, st.lists(texts, max_size=4), st.lists(texts, min_size=1, max_size=3), st.sampled_from([0.0, 1.0]))
+def test_a_session_that_answers_from_buffers(method, contexts, inputs, temperature):
+    """It says what a Session says, drawn or not, in buffers that grow as they have to; and remembers the same."""
+    model, said = random_model(2, learned=method.learned), []
+    for kind in (Session, FastSession):
+        session = kind(model, method, 2)
+        session.sizes = 1, 1, 1
+        said.append([])
+        for i, ids in enumerate(inputs):
+            for context in contexts:
+                session.read(context)
+            generator = torch.Generator().manual_seed(i)
+            said[-1].append(list(session.generate(ids, 3 + i, temperature=temperature, generator=generator)))
+            next(session.generate(ids), None)  # one that is left early changes nothing
+        said[-1].append(session.memory.keys)
+        assert len(session.anew().memory) == 0
+    assert said[0][:-1] == said[1][:-1]
+    torch.testing.assert_close(said[1][-1], said[0][-1], atol=1e-12, rtol=1e-12)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="a Triton kernel is of a GPU")
 @pytest.mark.parametrize("rows, width", [(12288, 4096), (4096, 11008), (515, 96), (8, 20000)])
 def test_product_on_a_gpu(rows, width):
@@ -141,3 +162,9 @@ def test_graphs_on_a_gpu(name, count):
             [session.logits(text + answer[:3])[-1] for session, text, answer in zip(sessions, inputs, answers)]
         )
         assert ((batch.logits_.float() - again.float()).norm() / again.float().norm()).item() < 0.03
+        if count == 1:
+            fast = FastSession(model, method, n)
+            fast.memory = sessions[0].memory
+            answer = list(fast.generate(inputs[0], 4, stop=False))
+            again = sessions[0].logits(inputs[0] + answer[:3])[-1].float()
+            assert ((fast.talks.logits_[0].float() - again).norm() / again.norm()).item() < 0.03
