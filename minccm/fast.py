@@ -120,6 +120,7 @@ class Conversations:
         self.step[which] = self.position[which] = self.tokens[which] = 0
         self.columns[which] = self.pad
 
+    @torch.no_grad()
     def put(self, memory: Memory, which: int = 0) -> None:
         """A conversation goes on from a memory, such as a Session's. Raises ValueError where `pairs` are too few."""
         if len(memory) > self.pairs:
@@ -321,8 +322,7 @@ class FastSession(Session):
 
     def __init__(self, model: Transformer, method: Method, n: int, adapted: bool = True):
         super().__init__(model, method, n, adapted)
-        if model.layers[0].mlp.gate_up is None:
-            model.join_weights()
+        model.join_weights()
         self.sizes, self.talks = (256, 256, 64), None  # pairs, tokens of an input, of an answer
 
     def generate(self, ids: list[int], max_tokens: int = 64, stop: bool = True, **sampling) -> Iterator[int]:

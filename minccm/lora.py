@@ -68,12 +68,13 @@ def join_lora(projections: list[ConditionalLinear]) -> None:
     """Keeps A and B of the projections of one x as one A (parts * r, in), and one B (out, parts * r), block by block.
 
     For inference: fewer small products, in the dtype of the weights. The parameters become parts of these, and are
-    rounded to that dtype with them.
+    rounded to that dtype with them. Where they are so already they stay, for a CUDA graph may read them there.
     """
-    if projections[0].lora_A is not None:
-        a = torch.cat([p.lora_A.data for p in projections]).to(projections[0].weight.dtype)
+    first = projections[0]
+    if first.lora_A is not None and not (first.joint and first.joint[0].data_ptr() == first.lora_A.data_ptr()):
+        a = torch.cat([p.lora_A.data for p in projections]).to(first.weight.dtype)
         b = torch.block_diag(*[p.lora_B.data for p in projections]).to(a.dtype)
-        projections[0].joint = a, b
+        first.joint = a, b
         r = len(a) // len(projections)
         for i, (projection, rows) in enumerate(zip(projections, b.split([len(p.lora_B) for p in projections]))):
             at = slice(i * r, (i + 1) * r)

@@ -193,7 +193,8 @@ class Transformer(nn.Module):
     def join_weights(self) -> None:
         """Puts q, k, v, and gate, up, of each frozen layer one behind the other, to be read by one product each.
 
-        The parameters keep their names and become parts of these. To be called when weights are where they are to stay.
+        The parameters keep their names and become parts of these. To be called when weights are where they are to stay;
+        called again, it leaves them there.
         """
         for block in self.layers:
             attention, mlp = block.self_attn, block.mlp
@@ -201,6 +202,9 @@ class Transformer(nn.Module):
                 (attention, "qkv", [attention.q_proj, attention.k_proj, attention.v_proj]),
                 (mlp, "gate_up", [mlp.gate_proj, mlp.up_proj]),
             ):
+                joint = getattr(owner, name)
+                if joint is not None and joint.data_ptr() == parts[0].weight.data_ptr():
+                    continue
                 joint = torch.cat([part.weight for part in parts])
                 setattr(owner, name, joint)
                 for part, weight in zip(parts, joint.split([part.weight.shape[0] for part in parts])):

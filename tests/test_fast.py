@@ -44,6 +44,26 @@ def test_joined_lora():
     torch.testing.assert_close(read[2], session.memory.keys, atol=1e-12, rtol=1e-12)
 
 
+def test_weights_stay_where_graphs_read_them():
+    """Joined once, weights and adapter are where they were when the next conversations begin; a new adapter is not."""
+    model = random_model(2)
+    held = lambda: [
+        tensor.data_ptr()
+        for block in model.layers
+        for tensor in (block.self_attn.qkv, block.mlp.gate_up, *block.self_attn.q_proj.joint)
+    ]
+    joined = []
+    for _ in range(2):
+        FastSession(model, get_method("ccm-concat"), 2)
+        Conversations(model, get_method("ccm-concat"), 2, 1, 4, 4)
+        joined.append(held())
+    assert joined[0] == joined[1]
+    old = model.layers[0].self_attn.q_proj.joint
+    model.add_adapter(2)
+    model.join_lora()
+    assert model.layers[0].self_attn.q_proj.joint[0] is not old[0]
+
+
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(methods, st.integers(1, 4), talks, texts, texts)
 def test_a_batch_is_each_alone(method, n, talks, input, other):
