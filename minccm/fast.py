@@ -167,14 +167,14 @@ class Conversations:
         self._replay("input", self._input)
         return self.logits_
 
-    def generate(self, texts: list[list[int]], max_tokens: int | None = None, stop=True, **sampling) -> list[list[int]]:
-        """The answer to each input, up to EOS (stop=False goes on past it). The memory stays as it is.
+    def generate(self, texts: list[list[int]], max_tokens: int | None = None, *, stop=True, **sampling) -> list:
+        """The answer to each input, token ids up to EOS (stop=False goes on past it). The memory stays as it is.
 
         max_tokens: at most `output`, which it is by default. sampling: as of `stream`.
         """
         answers, eos = [], self.model.config.eos_id
         ended = torch.zeros(self.batch, dtype=torch.bool, device=self.device)
-        for i, tokens in enumerate(self.stream(texts, max_tokens or self.output, **sampling)):
+        for i, tokens in enumerate(self.stream(texts, self.output if max_tokens is None else max_tokens, **sampling)):
             answers.append(tokens)
             ended |= tokens == eos
             if stop and i % 16 == 15 and ended.all():  # looked at now and then: it waits
@@ -317,31 +317,6 @@ class Conversations:
         self.graphs[name].replay()
 
 
-class FastSession(Session):
-    """A Session whose answers come from fixed buffers, into which its memory is put. It reads as a Session reads."""
-
-    def __init__(self, model: Transformer, method: Method, n: int, adapted: bool = True):
-        super().__init__(model, method, n, adapted)
-        model.join_weights()
-        self.sizes, self.talks = (256, 256, 64), None  # pairs, tokens of an input, of an answer
-
-    def generate(self, ids: list[int], max_tokens: int = 64, stop: bool = True, **sampling) -> Iterator[int]:
-        """As Session.generate. Where the buffers are too small they are made anew, twice as large or more."""
-        sizes = tuple(
-            max(size, 1 << (need - 1).bit_length())
-            for size, need in zip(self.sizes, (len(self.memory), len(ids), max_tokens))
-        )
-        if self.talks is None or sizes != self.sizes:
-            pairs, turn, output = self.sizes = sizes
-            self.talks = None  # first, so that there are never two
-            self.talks = Conversations(self.model, self.method, self.n, 1, pairs, turn, output, self.adapted)
-        self.talks.put(self.memory)
-        for token in map(int, self.talks.stream([ids], max_tokens, **sampling)):
-            if stop and token == self.model.config.eos_id:
-                return
-            yield token
-
-
 class Stage:
     """The inputs of one kind of work, in fixed places: `width` tokens of each conversation, written from `start` on.
 
@@ -385,6 +360,31 @@ class Stage:
     def send(self) -> None:
         """The inputs go from the host to the device."""
         self.on_device.copy_(torch.from_numpy(self.on_host))
+
+
+class FastSession(Session):
+    """A Session whose answers come from fixed buffers, into which its memory is put. It reads as a Session reads."""
+
+    def __init__(self, model: Transformer, method: Method, n: int, adapted: bool = True):
+        super().__init__(model, method, n, adapted)
+        model.join_weights()
+        self.sizes, self.talks = (256, 256, 64), None  # pairs, tokens of an input, of an answer
+
+    def generate(self, ids: list[int], max_tokens: int = 64, *, stop=True, **sampling) -> Iterator[int]:
+        """As Session.generate. Where the buffers are too small they are made anew, twice as large or more."""
+        sizes = tuple(
+            max(size, 1 << (need - 1).bit_length())
+            for size, need in zip(self.sizes, (len(self.memory), len(ids), max_tokens))
+        )
+        if self.talks is None or sizes != self.sizes:
+            pairs, turn, output = self.sizes = sizes
+            self.talks = None  # first, so that there are never two
+            self.talks = Conversations(self.model, self.method, self.n, 1, pairs, turn, output, self.adapted)
+        self.talks.put(self.memory)
+        for token in map(int, self.talks.stream([ids], max_tokens, **sampling)):
+            if stop and token == self.model.config.eos_id:
+                return
+            yield token
 
 
 def _before(method: Method, held: Tensor, place, data, positions, count, frequencies, dtype):

@@ -77,9 +77,10 @@ def _join(
 
 
 @functools.cache
-def _early() -> bool:
-    """Whether a kernel may start before the one before it has ended."""
-    return torch.cuda.get_device_capability() >= (9, 0)
+def _early() -> dict:
+    """How a kernel is launched: before the one before it has ended, where the GPU can."""
+    hopper = torch.version.hip is None and torch.cuda.get_device_capability() >= (9, 0)
+    return {"EARLY": True, "launch_pdl": True} if hopper else {"EARLY": False}
 
 
 # known to the compiler by what goes in and out alone, so that no shape is compiled anew
@@ -101,13 +102,12 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tenso
     shape = batch, heads, parts, rows
     out = joined if parts == 1 else torch.empty(*shape, width, dtype=torch.float32, device=queries.device)
     lse = torch.empty(shape, dtype=torch.float32, device=queries.device)
-    early = {"EARLY": True, "launch_pdl": True} if _early() else {"EARLY": False}
     _attend[(batch * heads, parts, blocks)](
         queries.contiguous(), keys, values, bias, out, lse, columns, tokens, rows, heads, width**-0.5,
-        PART=part, PARTS=parts, BLOCK_M=block_m, BLOCK_N=64, WIDTH=width, num_warps=4, num_stages=2, **early,
+        PART=part, PARTS=parts, BLOCK_M=block_m, BLOCK_N=64, WIDTH=width, num_warps=4, num_stages=2, **_early(),
     )  # fmt: skip
     if parts > 1:
-        _join[(batch * heads, rows)](out, lse, joined, rows, parts, 1 << (parts - 1).bit_length(), width, **early)
+        _join[(batch * heads, rows)](out, lse, joined, rows, parts, 1 << (parts - 1).bit_length(), width, **_early())
     return joined
 
 
@@ -125,6 +125,7 @@ def _product(
     """One program: one row of W, or if GATED two, times x. BLOCK: WIDTH as a power of two."""
     row, at = tl.program_id(0), tl.arange(0, BLOCK)
     within = at < WIDTH
+    # W is read before the wait, as no kernel writes it
     w = tl.load(weight + row.to(tl.int64) * WIDTH + at, mask=within, other=0.0)
     if GATED:
         w_up = tl.load(weight + (n_rows + row).to(tl.int64) * WIDTH + at, mask=within, other=0.0)
@@ -161,11 +162,10 @@ def product(
     rows, width = weight.shape[0] // (1 + gated), weight.shape[1]
     y = torch.empty(*x.shape[:-1], rows, dtype=x.dtype, device=x.device)
     block = triton.next_power_of_2(width)
-    early = {"EARLY": True, "launch_pdl": True} if _early() else {"EARLY": False}
     _product[(rows,)](
-        x, weight, norm, add, y, rows, eps,
+        x.contiguous(), weight, norm, add, y, rows, eps,
         WIDTH=width, BLOCK=block, NORM=norm is not None, GATED=gated, ADD=add is not None,
-        num_warps=max(1, min(32, block // 1024)), **early,
+        num_warps=max(1, min(32, block // 1024)), **_early(),
     )  # fmt: skip
     return y
 
