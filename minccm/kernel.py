@@ -98,13 +98,15 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tenso
     parts = max(1, min(264 // (batch * heads * blocks), -(-columns // 64)))  # two for each multiprocessor, if they last
     part = -(-columns // parts // 64) * 64
     parts = -(-columns // part)
+    at_once, stages = (part, 1) if part <= 128 else (64, 2)
     joined = torch.empty(queries.shape, dtype=queries.dtype, device=queries.device)
     shape = batch, heads, parts, rows
     out = joined if parts == 1 else torch.empty(*shape, width, dtype=torch.float32, device=queries.device)
     lse = torch.empty(shape, dtype=torch.float32, device=queries.device)
     _attend[(batch * heads, parts, blocks)](
         queries.contiguous(), keys, values, bias, out, lse, columns, tokens, rows, heads, width**-0.5,
-        PART=part, PARTS=parts, BLOCK_M=block_m, BLOCK_N=64, WIDTH=width, num_warps=4, num_stages=2, **_early(),
+        PART=part, PARTS=parts, BLOCK_M=block_m, BLOCK_N=at_once, WIDTH=width,
+        num_warps=4, num_stages=stages, **_early(),
     )  # fmt: skip
     if parts > 1:
         _join[(batch * heads, rows)](out, lse, joined, rows, parts, 1 << (parts - 1).bit_length(), width, **_early())
