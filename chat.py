@@ -208,7 +208,7 @@ def main():
     if options.compile and opened["device"].type != "cuda":
         raise ValueError("--compile is for a GPU: leave it out here")
     talk = open_conversation(**opened)
-    opened |= {"method": talk.session.method.name}
+    opened["method"] = talk.session.method.name
     live = (interactive or bool(options.record)) and not options.json
     terminal = Terminal(talk, opened, sampling, console, options.json, live)
     if live:

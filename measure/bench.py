@@ -179,6 +179,7 @@ def decode(model: Transformer, limit: dict, method: Method, pairs: int, turn: in
     return show(token_row(model, limit, method.name, pairs, turn, took) | {"input_ms": 1e3 * first})
 
 
+@torch.no_grad()
 def decode_plainly(model: Transformer, limit: dict, method: Method, n: int, turn: int) -> dict:
     """The same by online.Session, which compiles nothing: ms per token after 16 contexts."""
     session, (text,) = Session(model, method, n), random_texts(model, 1, turn)

@@ -55,7 +55,7 @@ class Buffered:
 
 
 def one_token(block: Block, x: Tensor, layer: int, cos: Tensor, sin: Tensor, view, gate, rows=None) -> Tensor:
-    """Block.forward for one token of one conversation, x (1, 1, dim), without LoRA: products as kernel.product."""
+    """Block.forward for one token of one conversation, x (1, 1, dim), by kernel.product; gate and rows are None."""
     attention, mlp, before, after = block.self_attn, block.mlp, block.input_layernorm, block.post_attention_layernorm
     qkv = product(x, attention.qkv, before.weight, before.eps)
     sizes = [p.weight.shape[0] for p in (attention.q_proj, attention.k_proj, attention.v_proj)]
@@ -167,7 +167,9 @@ class Conversations:
         self._replay("input", self._input)
         return self.logits_
 
-    def generate(self, texts: list[list[int]], max_tokens: int | None = None, *, stop=True, **sampling) -> list:
+    def generate(
+        self, texts: list[list[int]], max_tokens: int | None = None, *, stop: bool = True, **sampling
+    ) -> list[list[int]]:
         """The answer to each input, token ids up to EOS (stop=False goes on past it). The memory stays as it is.
 
         max_tokens: at most `output`, which it is by default. sampling: as of `stream`.
@@ -371,7 +373,8 @@ class FastSession(Session):
         self.sizes, self.talks = (256, 256, 64), None  # pairs, tokens of an input, of an answer
 
     def generate(self, ids: list[int], max_tokens: int = 64, *, stop=True, **sampling) -> Iterator[int]:
-        """As Session.generate. Where the buffers are too small they are made anew, twice as large or more."""
+        """As Session.generate, one answer at a time. Buffers that are too small are made anew, twice as large."""
+        self._check(ids)
         sizes = tuple(
             max(size, 1 << (need - 1).bit_length())
             for size, need in zip(self.sizes, (len(self.memory), len(ids), max_tokens))

@@ -98,7 +98,7 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tenso
     parts = max(1, min(264 // (batch * heads * blocks), -(-columns // 64)))  # two for each multiprocessor, if they last
     part = -(-columns // parts // 64) * 64
     parts = -(-columns // part)
-    at_once, stages = (part, 1) if part <= 128 else (64, 2)
+    at_once, stages = (part, 1) if part <= 128 else (64, 2)  # a short part by one load, with nothing to wait for after
     joined = torch.empty(queries.shape, dtype=queries.dtype, device=queries.device)
     shape = batch, heads, parts, rows
     out = joined if parts == 1 else torch.empty(*shape, width, dtype=torch.float32, device=queries.device)

@@ -7,7 +7,6 @@ Three lines are the whole of it:
     session.generate(ids)         # O(t) ~ p( . | Mem(t), I(t))
 """
 
-import copy
 from collections.abc import Iterator
 
 import torch
@@ -61,9 +60,7 @@ class Session:
 
     def anew(self) -> "Session":
         """One like this that has read nothing yet."""
-        other = copy.copy(self)
-        other.memory = Memory.empty(self.model.config, self.memory.keys.dtype, self.device)
-        return other
+        return type(self)(self.model, self.method, self.n, self.adapted)
 
     def read(self, ids: list[int], watch: bool = False) -> Tensor | None:
         """Compresses one context, given as token ids, into the memory.
@@ -109,16 +106,16 @@ class Session:
             memory.position, memory.tokens = memory.position + len(ids), memory.tokens + len(ids)
             ids = [token]
 
-    def _forward(self, memory: Memory, ids: list[int], last: bool, watch: bool = False):
-        """The model on one step, or the next piece of the last: logits, keys, values, columns, slots, attention.
+    def _check(self, ids: list[int]) -> None:
+        """Raises ValueError for a text longer than the model's positions."""
+        most = self.model.config.max_positions
+        if len(ids) > most:
+            raise ValueError(f"a text of {len(ids)} tokens is longer than the model's {most} positions: split it")
 
-        Raises ValueError for a text longer than the model's positions.
-        """
+    def _forward(self, memory: Memory, ids: list[int], last: bool, watch: bool = False):
+        """The model on one step, or the next piece of the last: logits, keys, values, columns, slots, attention."""
+        self._check(ids)
         config = self.model.config
-        if len(ids) > config.max_positions:
-            raise ValueError(
-                f"a text of {len(ids)} tokens is longer than the model's {config.max_positions} positions: split it"
-            )
         offsets, added, slots = step_columns(self.method, self.n, [len(ids)], memory.step, memory.tokens, last)
         comp_ids = list(range(config.vocab_size, config.vocab_size + len(offsets) - len(ids)))
         tokens = torch.tensor([ids + comp_ids], dtype=torch.long, device=self.device)

@@ -128,6 +128,22 @@ def test_a_session_that_answers_from_buffers(method, contexts, inputs, temperatu
     torch.testing.assert_close(said[1][-1], said[0][-1], atol=1e-12, rtol=1e-12)
 
 
+@pytest.mark.parametrize("kind", [Session, FastSession])
+def test_sessions_that_do_not_meet(kind):
+    """Two answers that are made at the same time, by a session and one like it, are those that are made in turn."""
+    model, method = random_model(2), get_method("ccm-concat")
+    one = kind(model, method, 2)
+    one.read([3, 4, 5])
+    assert len(list(one.generate([11, 12], 6, stop=False))) == 6
+    other = one.anew()
+    other.read([9, 8, 7, 6])
+    expected = [list(session.generate([11, 12], 6, stop=False)) for session in (one, other)]
+    answers = [session.generate([11, 12], 6, stop=False) for session in (one, other)]
+    assert expected[0] != expected[1] and [list(row) for row in zip(*zip(*answers))] == expected
+    with pytest.raises(ValueError, match="split it"):
+        next(one.generate([5] * (model.config.max_positions + 1)))
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="a Triton kernel is of a GPU")
 @pytest.mark.parametrize("rows, width", [(12288, 4096), (4096, 11008), (515, 96), (8, 20000)])
 def test_product_on_a_gpu(rows, width):
