@@ -1,6 +1,7 @@
-"""Talk to a model whose memory is compressed: each turn is read once, kept as a few slots, and forgotten.
+"""Talk to a model with a compressed memory: each turn is read once, kept as a few KV pairs, and forgotten as text.
 
-python chat.py                                    # the model that ships, with ccm-concat; /help lists what can be typed
+python chat.py                                    # the model that ships, with ccm-concat; /help lists the commands
+python chat.py --model smollm2                    # a real model of 135 million parameters
 python chat.py --model DIR --adapter DIR          # any other
 echo "My name is Ada." | python chat.py           # lines in, replies out; also --script FILE, and --json
 python chat.py --script FILE --record docs/chat.svg
@@ -16,18 +17,25 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from conversation import BOT, FORMATS, USER, Conversation, clean, open_conversation
-from minccm import cli
-from minccm.files import write_text
-from minccm.methods import METHODS
+from minccm.extra.conversation import Conversation, clean, open_conversation
+from minccm.io import options
+from minccm.io.files import write_text
+from minccm.io.gguf import is_gguf
+from minccm.io.templates import BOT, DIALOGUE, USER
+from minccm.io.untrusted import printable, read_bytes
+from minccm.methods import METHODS, Method
+
+MAX_SCRIPT = 2**24  # bytes of a --script
+MAX_REPLY = 64, 256  # tokens, in a dialogue and with a chat template
 
 
 class Terminal:
-    """What a line that is typed does: talk, or one of the commands do_NAME, whose docstring /help shows."""
+    """Executes typed lines: a user's turn, or a command, which is a method do_NAME. /help shows its docstring."""
 
     def __init__(self, talk: Conversation, opened: dict, sampling: dict, console: Console, as_json: bool, live: bool):
         self.talk, self.opened, self.sampling, self.console = talk, opened, sampling, console
@@ -35,7 +43,7 @@ class Terminal:
         self.replying = self.stopped = False
 
     def line(self, text: str) -> None:
-        """Does what one line says. Raises ValueError or OSError, in one line, where it cannot be done."""
+        """Executes one line. Raises ValueError or OSError if that is not possible."""
         if not text.startswith("/"):
             return self.say(text)
         name, _, argument = text[1:].partition(" ")
@@ -45,7 +53,7 @@ class Terminal:
         return command(argument.strip())
 
     def say(self, text: str) -> None:
-        """Prints the reply as it is made; one that is stopped counts as far as it was said."""
+        """Prints the reply while it is generated; one that is stopped counts as far as it was said."""
         self.replying, self.stopped = True, False
         pieces, start = self.talk.reply(text, **self.sampling), time.perf_counter()
         for piece in pieces:
@@ -54,21 +62,21 @@ class Terminal:
             if self.stopped:
                 pieces.close()
         if self.as_json:
-            said, seconds = self.talk.turns[-1]["bot"], round(time.perf_counter() - start, 4)
-            self.tell("", user=text, bot=said, **self.talk.status(), seconds=seconds)
+            reply, seconds = self.talk.turns[-1]["bot"], round(time.perf_counter() - start, 4)
+            self.print("", user=text, bot=reply, **self.talk.status(), seconds=seconds)
         else:
             self.console.out("")
         if self.live:
             self.console.print(status_line(**self.talk.status()), soft_wrap=True)
 
     def interrupt(self, *_) -> None:
-        """Ctrl-C: stops a reply, or what else is being done, but not the session."""
+        """Ctrl-C: stops a reply or a command, but not the program."""
         if not self.replying:
             raise KeyboardInterrupt
         self.stopped = True
 
     def typed(self) -> Iterator[str]:
-        """Lines from the terminal, with editing and history where Python has them. Ctrl-D ends them."""
+        """Lines from the terminal, with editing and history if Python has them. Ctrl-D ends them."""
         with contextlib.suppress(ImportError):
             import readline  # input() edits lines with it
 
@@ -82,8 +90,8 @@ class Terminal:
             except EOFError:
                 return print()
 
-    def tell(self, shown, **data) -> None:
-        """Prints what a command has to say: for people, or as JSON."""
+    def print(self, shown, **data) -> None:
+        """Prints the result of a command: for people, or as JSON."""
         if self.as_json:
             self.console.out(json.dumps(data), highlight=False)
         else:
@@ -98,78 +106,85 @@ class Terminal:
         table = self.table("type", "and get")
         for name, about in commands:
             table.add_row(f"/{name}", about)
-        self.tell(table, help=dict(commands))
+        self.print(table, help=dict(commands))
 
     def do_memory(self, _):
-        """what is kept: slots by time step, bytes, and the words each COMP token listened to most (last 16 steps)"""
+        """the memory: slots by time step, bytes, and the words each COMP token attended to most (last 16 steps)"""
         rows, status, method = self.talk.kept(), self.talk.status(), self.talk.session.method
-        table = self.table("step", "slots", "each COMP token listened to", "the text, now gone")
+        table = self.table("step", "slots", "each COMP token attended to", "the text, now gone")
         for row in rows[-16:]:
             words = dict.fromkeys(" ".join(best[: 6 // len(row["words"]) or 1]) for best in row["words"])  # each once
             table.add_row(
                 str(row["step"]), str(row["slots"] or ""), " | ".join(words), textwrap.shorten(row["text"], 60)
             )
-        self.tell(table, memory=rows, **status)
+        self.print(table, memory=rows, **status)
         if not self.as_json:
-            merged = f", the mean of steps 1 to {status['step']}" if method.rate and method.comp else ""
-            self.tell(f"{method.name}: {status['slots']} slots{merged}, {status['bytes']:,} bytes")
+            merged = f", the mean of steps 1 to {status['step']}" if method.merge_rate and method.comp_after else ""
+            self.print(f"{method.name}: {status['slots']} slots{merged}, {status['bytes']:,} bytes")
 
     def do_compare(self, text):
-        """TEXT: the same question answered from memory, full context and no context; the conversation stays as it is"""
+        """TEXT: the same question answered from memory, full context and no context; it is not remembered"""
         table = self.table("from", "slots", "answer")
         answers = self.talk.compare(need(text, "a question"), **self.sampling)
         for name, (answer, pairs) in answers.items():
             table.add_row(name, str(pairs), answer)
-        self.tell(table, compare=text, answers={k: {"answer": a, "slots": pairs} for k, (a, pairs) in answers.items()})
+        self.print(table, compare=text, answers={k: {"answer": a, "slots": pairs} for k, (a, pairs) in answers.items()})
 
     def do_method(self, name):
-        """NAME: concat, merge, full or any other: the conversation so far is compressed anew"""
-        name = name if need(name, "a name") in METHODS else f"ccm-{name}"
-        adapter = self.opened["adapter"]
-        if adapter and name != self.opened["method"]:
-            adapter = Path(adapter).parent / name  # adapters of one model lie side by side
-        other = open_conversation(**self.opened | {"method": name, "adapter": adapter})
-        self.talk = self.talk.retold(self.talk.turns, other.session, other.made_for["adapter"])
-        self.tell(f"{name}, everything read anew: {len(other.session.memory)} slots", method=name, **self.talk.status())
+        """NAME: concat, merge, full or any other method: the conversation so far is compressed again"""
+        method, adapter = self.opened["method"], self.opened["adapter"]
+        if not (isinstance(method, Method) and method.name == need(name, "a name")):  # a method from a file has no name
+            method = name = name if name in METHODS else f"ccm-{name}"
+        if adapter and name not in (self.talk.session.method.name, "full", "none"):
+            adapter = Path(adapter).parent / name  # adapters of one model are in one folder
+        other = open_conversation(**self.opened | {"method": method, "adapter": adapter})
+        self.talk = self.talk.replay(self.talk.turns, other.session, other.made_for["adapter"])
+        slots = len(other.session.memory)
+        self.print(f"{name}, all turns compressed again: {slots} slots", method=name, **self.talk.status())
 
     def do_save(self, path):
-        """FILE: the conversation's memory, to go on from another day"""
+        """FILE: saves the conversation's memory, to continue another day"""
         self.talk.save(need(path, "a file"))
-        self.tell(f"{len(self.talk.session.memory)} slots are in {path}", save=path)
+        self.print(f"{len(self.talk.session.memory)} slots are in {path}", save=path)
 
     def do_load(self, path):
-        """FILE: goes on from a saved memory"""
+        """FILE: continues from a saved memory"""
         self.talk.load(need(path, "a file"))
-        self.tell(f"{len(self.talk.session.memory)} slots of {len(self.talk.turns)} turns", load=path)
+        self.print(f"{len(self.talk.session.memory)} slots of {len(self.talk.turns)} turns", load=path)
 
     def do_forget(self, _):
-        """begins a new conversation"""
-        self.talk = self.talk.retold([])
-        self.tell("nothing is kept", forget=True)
+        """starts a new conversation"""
+        self.talk = self.talk.replay([])
+        self.print("the memory is empty", forget=True)
 
     def do_undo(self, _):
-        """takes the last turn back"""
+        """removes the last turn"""
         if not self.talk.turns:
-            raise ValueError("there is no turn to take back")
-        self.talk = self.talk.retold(self.talk.turns[:-1])
-        self.tell(f"{len(self.talk.turns)} turns are left", undo=True, **self.talk.status())
+            raise ValueError("there is no turn to remove")
+        self.talk = self.talk.replay(self.talk.turns[:-1])
+        self.print(f"{len(self.talk.turns)} turns are left", undo=True, **self.talk.status())
 
     def do_export(self, path):
-        """FILE: the transcript"""
-        said = [turn.get("context") or f"{USER} {turn['user']}\n{BOT} {turn['bot']}" for turn in self.talk.turns]
-        write_text(Path(need(path, "a file")), "".join(text + "\n" for text in said))
-        self.tell(f"{len(said)} turns are in {path}", export=path)
+        """FILE: writes the transcript"""
+        texts = [turn["context"] if "context" in turn else exchange(**turn) for turn in self.talk.turns]
+        write_text(Path(need(path, "a file")), "".join(text + "\n" for text in texts))
+        self.print(f"{len(texts)} turns are in {path}", export=path)
 
 
 def need(argument: str, what: str) -> str:
     """The argument of a command. Raises ValueError if there is none."""
     if not argument:
-        raise ValueError(f"this command wants {what} behind it: see /help")
+        raise ValueError(f"this command needs {what}: see /help")
     return argument
 
 
+def exchange(user: str, bot: str, **_) -> str:
+    """A turn in a transcript."""
+    return f"{USER} {user}\n{BOT} {bot}"
+
+
 def status_line(step, slots, bytes, full_slots, full_bytes, tokens_per_second) -> Text:
-    """The time step, what memory holds, and the share that this is of full context, as a number and as a bar."""
+    """The time step, the size of the memory, and its share of full context, as a number and as a bar."""
     filled = min(12, max(slots > 0, round(12 * slots / max(full_slots, 1))))
     size = lambda count: f"{count / 1024:.0f} KiB" if count < 2**20 else f"{count / 2**20:.1f} MiB"
     numbers = f" {slots} slots {size(bytes)} | full context {full_slots}, {size(full_bytes)}"
@@ -177,67 +192,87 @@ def status_line(step, slots, bytes, full_slots, full_bytes, tokens_per_second) -
     return Text.assemble((f"step {step} ", "dim"), *bar, (f"{numbers} | {tokens_per_second:.0f} tokens/s", "dim"))
 
 
-def main():
-    parser = cli.parser(__doc__.split("\n")[0])
-    add = parser.add_argument
-    add("--adapter", default=None, help="adapter folder; by default ccm-concat in the model's folder")
-    add("--format", choices=FORMATS, default=None, help="how turns are spelled; by default as the model's files tell")
+def parse():
+    parser = options.parser(__doc__.split("\n")[0])
+    add, whole, real, name = parser.add_argument, options.whole, options.real, options.name
+    add("--adapter", type=name, help="adapter folder; by default ccm-concat in the model's folder or in data/smollm2")
     add("--system", default="", help="what the model is told before the first turn")
-    add("--temperature", type=float, default=0.0, help="0 takes the likeliest token")
-    add("--top-p", type=float, default=1.0, help="draw from the likeliest tokens of this probability in all")
-    add("--max-tokens", type=int, default=64, help="longest reply")
-    add("--compile", action="store_true", help="on a GPU: faster answers, once the first has waited for the compiler")
-    add("--script", metavar="FILE", default=None, help="play the lines of a file, and leave")
-    add("--json", action="store_true", help="print a JSON object a line")
-    add("--record", metavar="FILE", default=None, help="with --script: keep a picture (.svg) or text of the session")
-    options = parser.parse_args()
-    sampling = {name: getattr(options, name) for name in ("temperature", "top_p", "max_tokens", "seed")}
-    if not (options.temperature >= 0 and 0 < options.top_p <= 1 and options.max_tokens > 0):
-        raise ValueError("--temperature is to be 0 or more, --top-p above 0 and at most 1, --max-tokens 1 or more")
+    add("--temperature", type=real(0, 100), default=0.0, help="0 takes the most likely token; otherwise at least 0.01")
+    add("--top-p", type=real(1e-6, 1), default=1.0, help="draw from the most likely tokens with this total probability")
+    add("--max-tokens", type=whole(1, 2**16), help="longest reply; by default 64, or 256 with a chat template")
+    add("--compile", action="store_true", help="on a GPU: faster answers, after the first has waited for the compiler")
+    add("--script", type=name, metavar="FILE", help="execute the lines of a file (up to 16 MiB), then exit")
+    add("--json", action="store_true", help="print one JSON object per line")
+    add("--record", type=name, metavar="FILE", help="with --script: save a picture (.svg) or text of the session")
+    return parser.parse_args()
+
+
+def open_with(given) -> tuple[Conversation, dict]:
+    """The conversation that the command line asks for, and the arguments that have opened it."""
+    opened = {name: getattr(given, name) for name in ("model", "adapter", "init", "n", "sink", "template", "compile")}
+    opened["device"], opened["dtype"] = options.device_and_dtype(given)
+    on_cpu = opened["device"].type == "cpu"
+    if given.dtype == "auto" and on_cpu and is_gguf(given.model) and has_bf16():
+        opened["dtype"] = torch.bfloat16  # quantized weights lose nothing, and this is almost twice as fast
+    if given.compile and opened["device"].type != "cuda":
+        raise ValueError("--compile needs a GPU: leave it out here")
+    from_file = given.method is not None and given.method.endswith(".py")
+    opened["method"] = options.load_method(given.method) if from_file else given.method
+    opened["system"] = clean(given.system)
+    return open_conversation(**opened), opened
+
+
+def has_bf16() -> bool:
+    """Has this CPU instructions for bf16? It is slower than fp32 without them."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def main():
+    given = parse()
+    if 0 < given.temperature < 0.01:
+        raise ValueError(f"--temperature must be 0 or at least 0.01, not {given.temperature}")
+    if given.record and not given.script:
+        raise ValueError("--record needs --script")
+    if given.record and not Path(given.record).resolve().parent.is_dir():
+        raise ValueError(f"--record {printable(given.record)}: there is no such folder")
+    lines = read_bytes(given.script, MAX_SCRIPT).decode("utf-8", "replace").split("\n") if given.script else None
     for stream in (sys.stdin, sys.stdout):
-        if hasattr(stream, "reconfigure"):  # whatever bytes come in, and whatever a terminal cannot show, do no harm
+        if hasattr(stream, "reconfigure"):  # for invalid bytes, and for characters that a terminal cannot show
             stream.reconfigure(encoding="utf-8" if stream is sys.stdin else None, errors="replace")
-    interactive = not options.script and sys.stdin is not None and sys.stdin.isatty()
-    look = dict(width=100, force_terminal=True, color_system="truecolor") if options.record else {}
+    interactive = lines is None and sys.stdin is not None and sys.stdin.isatty()
+    look = dict(width=100, force_terminal=True, color_system="truecolor") if given.record else {}
     if os.environ.get("NO_COLOR"):
         look["color_system"] = None
-    console = Console(markup=False, emoji=False, highlight=False, record=bool(options.record), **look)
-    names = "model", "adapter", "method", "init", "n", "sink", "format", "system", "compile"
-    opened = {name: getattr(options, name) for name in names}
-    opened["device"], opened["dtype"] = cli.device_and_dtype(options)
-    if options.compile and opened["device"].type != "cuda":
-        raise ValueError("--compile is for a GPU: leave it out here")
-    talk = open_conversation(**opened)
-    opened["method"] = talk.session.method.name
-    live = (interactive or bool(options.record)) and not options.json
-    terminal = Terminal(talk, opened, sampling, console, options.json, live)
+    console = Console(markup=False, emoji=False, highlight=False, record=bool(given.record), **look)
+    talk, opened = open_with(given)
+    sampling = {name: getattr(given, name) for name in ("temperature", "top_p", "max_tokens", "seed")}
+    sampling["max_tokens"] = given.max_tokens or MAX_REPLY[talk.template.name != DIALOGUE]
+    live = (interactive or bool(given.record)) and not given.json
+    terminal = Terminal(talk, opened, sampling, console, given.json, live)
     if live:
-        made = f"{Path(options.model).name}, {talk.session.method.name}, n = {talk.session.n}"
-        terminal.tell(f"{made}. What is read is kept as memory slots alone. /help lists commands, Ctrl-D leaves.")
+        made = f"{printable(Path(given.model).name)}, {talk.session.method.name}, n = {talk.session.n}"
+        terminal.print(f"{made}. Text is kept as memory slots only. /help lists commands, Ctrl-D exits.")
     if interactive:
         signal.signal(signal.SIGINT, terminal.interrupt)
-    if options.script:
-        lines = Path(options.script).read_text("utf-8", errors="replace").split("\n")
-    else:
+    if lines is None:
         lines = terminal.typed() if interactive else sys.stdin or ()
     for line in lines:
         line = clean(line).strip()
         if not line:
             continue
-        if options.record:
+        if given.record:
             console.out(f"\n> {line}", highlight=False, style="bold")
         try:
             terminal.line(line)
         except (ValueError, OSError, KeyboardInterrupt) as error:
             if not interactive:
                 raise
-            console.print(f"error: {error}" if str(error) else "stopped", style="red", soft_wrap=True)
-    if options.record:
-        picture = options.record.endswith(".svg")
-        write_text(
-            Path(options.record), console.export_svg(title="python chat.py") if picture else console.export_text()
-        )
+            shown = f"error: {printable(str(error), 400)}" if str(error) else "stopped"
+            console.print(shown, style="red", soft_wrap=True)
+    if given.record:
+        picture = given.record.endswith(".svg")
+        write_text(Path(given.record), console.export_svg(title="python chat.py") if picture else console.export_text())
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    options.run(main)

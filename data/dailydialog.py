@@ -1,16 +1,17 @@
 """DailyDialog: real conversations, one turn a context (the paper's tables 16, 25).
 
-    python -m data.dailydialog PATH       # a folder with train.zip, validation.zip and test.zip, or what is in them
+    python -m data.dailydialog PATH       # a folder with train.zip, validation.zip and test.zip, or with their contents
 
-Turns are cleaned of the spaces before punctuation and split by "\\nA:", whoever speaks. What remains has at least 3
-turns, none of more than 128 tokens, and at most 400 tokens in training, 600 in evaluation, which takes the official
-validation and test parts together. Training cuts a dialogue at a random turn; time step t is the first t + 2 turns of
-those that have as many (t = 12 takes 15 turns): t contexts, one input, one target.
+Spaces before punctuation are removed, and "\\nA:" separates the turns of both speakers. A dialogue is kept if it has
+at least 3 turns, none empty or of more than 128 tokens, and at most 400 tokens in training or 600 in evaluation.
+Evaluation takes the official validation and test parts together. Training cuts a dialogue at a random turn. Time step
+t takes the first t + 2 turns of the dialogues that have as many (t = 12 takes 15): t contexts, one input, one target.
 """
 
 from pathlib import Path
 
-from data.prepared import Lines, Preparation, main, one_of, text_lines
+from data.prepared import Lines, Preparation, lacks, main, one_of, text_lines
+from minccm.io.untrusted import error
 
 SEPARATOR = "\nA:"
 MAX_TURN, MAX_TRAIN, MAX_TEST = 128, 400, 600  # tokens
@@ -31,7 +32,7 @@ def read(path: Path, part: str, out: Preparation):
     file = f"dialogues_{part}.txt"
     for where, line in text_lines(one_of(path, f"{part}.zip", f"{part}/{file}", file), out, file):
         if END not in line:
-            out.bad(where, f"no turn ends in {END}: this is no dialogue of DailyDialog")
+            out.bad(error(where, f"no turn ends in {END}: this is not a dialogue of DailyDialog"))
         else:
             yield where, [turn.strip() for turn in line.split(END)[:-1]]
 
@@ -51,12 +52,21 @@ def keep(out: Preparation, split: str, turns: list[str], most: int) -> None:
     lengths = [out.count(turn) for turn in turns]
     if len(turns) < 3:
         out.leave_out(f"{split}: fewer than 3 turns")
+    elif not all(turns):
+        out.leave_out(f"{split}: an empty turn")
     elif max(lengths) > MAX_TURN:
         out.leave_out(f"{split}: a turn of more than {MAX_TURN} tokens")
     elif sum(lengths) > most:
         out.leave_out(f"{split}: more than {most} tokens")
     else:
         out.add(split, {"turns": turns})
+
+
+def problem(record: object) -> str:
+    """What is wrong with a record of a prepared folder; empty if nothing is."""
+    if what := lacks(record, {"turns": list}):
+        return what
+    return "" if len(record["turns"]) >= 3 and all(record["turns"]) else "it needs 3 turns, none empty"
 
 
 def dialogue(turns: list[str]) -> dict:

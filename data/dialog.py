@@ -1,7 +1,7 @@
-"""Generated conversations in which a user tells things about their life, and later asks for one of them again.
+"""Generated conversations: a user tells facts about their life, and later asks for one of them.
 
-The idea: a model can answer "Do you remember where my sister lives?" only from an earlier turn, so how often it names
-the right city says how much of that turn its compressed memory has kept. A fact is (subject, kind, value), such as
+The idea: a model can answer "Do you remember where my sister lives?" only from an earlier turn. How often it names the
+right city measures how much of that turn its compressed memory has kept. A fact is (subject, kind, value), such as
 (my sister, city, Lisbon), and three tables make a dialogue out of facts: the values, drawn uniformly so that guessing
 fails; the kinds, each with several ways to tell it, to ask for it and to answer; and the small talk in between.
 

@@ -1,11 +1,11 @@
-"""Multi-task in-context learning: what the labels mean is told by the demonstrations alone (like MetaICL in the paper).
+"""Multi-task in-context learning: only the demonstrations say what the labels mean (like MetaICL in the paper).
 
 A task is a family of items (words, reviews, headlines, ...), a set of 2 to 4 classes of that family, and a format. Its
-16 contexts are demonstrations, "sparrow: amber", and its input is one more item without the label. The
-label words are drawn anew for every sample, so an answer without demonstrations is a guess, and a class that has not
-been shown yet can at best be told by elimination. Items occur once in a sample: the class has to be known, not copied.
+16 contexts are demonstrations, "sparrow: amber", and its input is one more item without the label. Each sample draws
+new label words, so an answer without demonstrations is a guess, and a class that no context has shown yet can at best
+be found by elimination. Items occur once in a sample: a model must know the class and cannot copy.
 
-No set of classes is shared by two splits, nor are classes of a validation or test set ever together in a train sample.
+No two splits share a set of classes, and classes of a validation or test set never occur together in a train sample.
 Some train samples name the class of each item, "sparrow - bird: amber", a first step for a small model.
 """
 

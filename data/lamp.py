@@ -1,22 +1,27 @@
 """LaMP-2: which category would this author file an article under? A line of the author's profile a context (table 24).
 
-    python -m data.lamp PATH      # a folder with {train,dev}_questions.json and {train,dev}_outputs.json
+    python -m data.lamp PATH      # a folder with {train,dev}_questions.json and {train,dev}_outputs.json, 4 GiB each
 
-A profile's entries ("the category for the article: ... is ...") of 100 tokens or more are left out, and so are
-questions that lose more than a tenth of their profile that way. A train sample has 16 random entries, a test sample
-the first t of 16 drawn once; the labels of LaMP's own test part are not public, so its dev part is the test. The
-whole is at most 1,024 tokens. Accuracy takes the category of the highest summed log-likelihood. White space next to
-COMP tokens is dropped.
+Profile entries ("the category for the article: ... is ...") of 100 tokens or more are left out, and so are questions
+that lose more than a tenth of their profile in this way. A train sample has 16 random entries. A test sample has the
+first t of 16 that were drawn once. The labels of LaMP's own test part are not public, so its dev part is the test.
+A sample has at most 1,024 tokens. The chosen category has the highest summed log-likelihood. White space next to COMP
+tokens is dropped.
 """
 
-import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
+from data import archives
 from data.prepared import Lines, Preparation, lacks, main, one_of
+from minccm.io.untrusted import error, parse_json, read_json
 
 MAX_ENTRY, MAX_SAMPLE, KEPT = 100, 1024, 0.9
+MAX_FILE = 4 * 2**30  # bytes
+MAX_OUTPUTS = 64 * 2**20  # bytes of a file of answers
 MOST = 16  # contexts
 SEED = 1337  # of the entries that a test sample has
 ASKS = "article:"  # ends the instruction of a question
@@ -26,32 +31,55 @@ CATEGORIES = [
 ]  # fmt: skip
 
 
-def parsed(path: Path):
-    """What a JSON file holds. Raises ValueError with file and line."""
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}, line {error.lineno}: no JSON ({error.msg})") from None
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise ValueError(f"{path}, line {line}: this is not UTF-8") from None
+# A string, which ends with the text at the latest, or a bracket.
+STRING_OR_BRACKET = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)
 
 
-def read(path: Path, part: str, out: Preparation):
-    """The questions of a part, each with its answer, that are as they should be."""
+def objects(path: Path) -> Iterator[tuple[int, bytes]]:
+    """(line, text) of each object in a JSON list of objects. Raises ValueError for anything else.
+
+    A profile has hundreds of entries, and a file thousands of profiles: only one is parsed at a time.
+    """
+    text = archives.read_whole(path, MAX_FILE)
+    if not text.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
+        raise error(path, "the file is empty, or not a list of questions")
+    depth, begin, line, counted = 0, 0, 1, 0
+    for match in STRING_OR_BRACKET.finditer(text):
+        bracket = match[0]
+        if bracket in b"[{":
+            depth += 1
+            if depth == 2:
+                begin = match.start()
+        elif bracket in b"]}":
+            depth -= 1
+            if depth == 1:
+                line, counted = line + text.count(b"\n", counted, begin), begin
+                yield line, text[begin : match.end()]
+            if depth <= 0:
+                break
+    if depth:
+        raise error(path, "the file is cut off: a bracket is not closed")
+
+
+def read(path: Path, part: str, out: Preparation) -> Iterator[dict]:
+    """The well-formed questions of a part, each with its answer as "output"."""
     file, answers_file = (one_of(path, f"{part}_{name}.json") for name in ("questions", "outputs"))
-    questions, answers = parsed(file), parsed(answers_file)
-    if not isinstance(questions, list) or not questions:
-        raise ValueError(f"{file} is empty, or no list of questions")
+    answers = read_json(answers_file, MAX_OUTPUTS)
     golds = answers.get("golds") if isinstance(answers, dict) else None
     if not isinstance(golds, list):
-        raise ValueError(f"{answers_file}, line 1: the list 'golds' is missing")
+        raise error(answers_file, "the list 'golds' is missing")
     known = {str(gold["id"]): gold.get("output") for gold in golds if isinstance(gold, dict) and "id" in gold}
-    for number, question in enumerate(questions, 1):
+    number = 0
+    for number, (line, text) in enumerate(objects(file), 1):
         where = f"{file}, question {number}"
+        try:
+            question = parse_json(text, f"{where}, from line {line}")
+        except ValueError as problem:
+            out.bad(problem)
+            continue
         what = lacks(question, {"id": object, "input": str, "profile": object})
         if not what and ASKS not in question["input"]:
-            what = f"'input' does not ask for the category of an {ASKS[:-1]}: this is no question of LaMP-2"
+            what = f"'input' does not ask for the category of an {ASKS[:-1]}: this is not a question of LaMP-2"
         if not what:
             profile = question["profile"] if isinstance(question["profile"], list) else [None]
             wrong = [lacks(entry, {"text": str, "category": str}) for entry in profile]
@@ -59,9 +87,11 @@ def read(path: Path, part: str, out: Preparation):
         if not what and known.get(str(question["id"])) not in CATEGORIES:
             what = f"{answers_file.name} has no answer to it that is a category"
         if what:
-            out.bad(where, what)
+            out.bad(error(where, what))
         else:
             yield question | {"output": known[str(question["id"])]}
+    if not number:
+        raise error(file, "the file is empty, or not a list of questions")
 
 
 def prepare(path: Path, out: Preparation) -> None:
@@ -78,17 +108,28 @@ def prepare(path: Path, out: Preparation) -> None:
                 short = [short[i] for i in drawn.choice(len(short), MOST, replace=len(short) < MOST)]
             at = question["input"].rindex(ASKS) + len(ASKS)
             instruction, article = question["input"][:at].strip(), question["input"][at:].strip()
-            room = MAX_SAMPLE - out.count(asking(instruction, article)) - max(map(out.count, CATEGORIES)) - 1
+            room = MAX_SAMPLE - out.count(question_text(instruction, article)) - max(map(out.count, CATEGORIES)) - 1
             record = {"entries": short, "instruction": instruction, "article": article, "output": question["output"]}
             out.add(split, record | {"room": room})
 
 
-def asking(instruction: str, article: str) -> str:
+def question_text(instruction: str, article: str) -> str:
     return f". {instruction}\nInput: {article}\nOutput:"
 
 
-def asked(record: dict, entries: list) -> dict:
-    """A sample of those first entries that fit."""
+def problem(record: object) -> str:
+    """What is wrong with a record of a prepared folder; empty if nothing is."""
+    what = lacks(record, {"entries": object, "instruction": str, "article": str, "output": str, "room": int})
+    pair = lambda x: isinstance(x, list) and len(x) == 2 and isinstance(x[0], str) and type(x[1]) is int
+    if not what and not (
+        isinstance(record["entries"], list) and record["entries"] and all(map(pair, record["entries"]))
+    ):
+        what = "'entries' must be a list of pairs [text, tokens]"
+    return what
+
+
+def make_sample(record: dict, entries: list) -> dict:
+    """A sample of the first entries that fit."""
     contexts, room = [], record["room"]
     for text, tokens in entries:
         room -= tokens
@@ -97,7 +138,7 @@ def asked(record: dict, entries: list) -> dict:
         contexts.append(f", and {text}" if contexts else f"Instruction: {text}")
     texts = {
         "contexts": contexts,
-        "input": asking(record["instruction"], record["article"]),
+        "input": question_text(record["instruction"], record["article"]),
         "target": record["output"],
     }
     return texts | {"separator": "", "options": CATEGORIES}
@@ -107,12 +148,12 @@ def draw(lines: Lines, index: int, random) -> dict:
     record = lines[index]
     entries = record["entries"]
     drawn = random.sample(entries, MOST) if len(entries) >= MOST else random.choices(entries, k=MOST)
-    return asked(record, drawn)
+    return make_sample(record, drawn)
 
 
 def first(lines: Lines, index: int, time_step: int) -> dict | None:
     record = lines[index]
-    return asked(record, record["entries"][:time_step])
+    return make_sample(record, record["entries"][:time_step])
 
 
 if __name__ == "__main__":

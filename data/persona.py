@@ -2,10 +2,11 @@
 
 A persona has 3 or 4 domains (how they get to work, what they drink, how they sign mails, ...), each under 2 conditions
 (rainy or sunny, morning or evening, ...), and for every such pair a habit: one of the domain's four choices, drawn
-independently of all else. An entry tells one event: nine times in ten the habit, else another choice. The question
-names a domain and a condition; the answer is the choice that leads in the profile. Without it, it is one in four.
+independently of all others. An entry describes one event: nine times in ten the habit, else another choice. The
+question names a domain and a condition; the answer is the most frequent choice in the profile. A guess without the
+profile is right in one case of four.
 
-No persona, that is the set of its habits, is shared by two splits.
+No two splits share a persona (a set of habits).
 """
 
 import random
@@ -16,7 +17,7 @@ from zlib import crc32
 from data import main
 
 CONTEXTS = 16
-NOISE = 0.1  # how often an entry tells of another choice than the habit
+NOISE = 0.1  # how often an entry describes another choice than the habit
 
 CONDITIONS = {  # kind of condition: condition: how it is put
     "company": {

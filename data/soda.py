@@ -2,17 +2,18 @@
 
     python -m data.soda PATH      # a folder with train.jsonl and valid.jsonl (also .xz, .gz), or one such file
 
-A line is an object with "dialogue", a list of turns ("dialog" serves as well). Formatting is that of DailyDialog but
-for lighter cleaning; at most 512 tokens, no empty turn; evaluation takes the first 2,000 of the validation part. Of
-one file alone, every hundredth dialogue is for evaluation.
+A line is an object with "dialogue" (or "dialog"), a list of turns. The format is DailyDialog's, with lighter cleaning.
+A dialogue is kept if it has at least 3 turns, none empty, and at most 512 tokens. Evaluation takes the first 2,000
+of the validation part; if there is one file only, every hundredth dialogue.
 """
 
 from pathlib import Path
 
-from data.dailydialog import draw, first, keep
+from data.dailydialog import draw, first, keep, problem
 from data.prepared import Preparation, json_lines, main, one_of
+from minccm.io.untrusted import error
 
-__all__ = ["draw", "first", "prepare"]
+__all__ = ["draw", "first", "prepare", "problem"]
 MOST, TESTED = 512, 2000
 SPACED = (("。", "."), ("’", "'"), (" ,", ","), (" .", "."), (" ?", "?"), (" !", "!"), (" ;", ";"))
 
@@ -28,7 +29,7 @@ def read(path: Path, out: Preparation):
     for where, record in json_lines(path, out):
         turns = record.get("dialogue", record.get("dialog"))
         if not isinstance(turns, list) or not all(isinstance(turn, str) for turn in turns):
-            out.bad(where, "'dialogue' is missing, or no list of strings")
+            out.bad(error(where, "'dialogue' is missing, or is not a list of strings"))
         else:
             yield where, [clean(turn) for turn in turns]
 
@@ -46,10 +47,7 @@ def prepare(path: Path, out: Preparation) -> None:
             if split == "test" and enough:
                 break
             of = "test" if len(parts) == 1 and index % 100 == 99 and not enough else split
-            if all(turns):
-                keep(out, of, turns, MOST)
-            else:
-                out.leave_out(f"{of}: an empty turn")
+            keep(out, of, turns, MOST)
 
 
 if __name__ == "__main__":

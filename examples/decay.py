@@ -1,9 +1,8 @@
-"""A memory that decays at a rate it learns: of what a step wrote, (1 - a)^k is left k steps later.
+"""A memory that decays at a learned rate: after k more steps, (1 - a)^k of what a step wrote is left.
 
-    Mem(t) = (1 - a) Mem(t-1) + a h(t),   a = sigmoid(w), w trained with the adapter
+    Mem(t) = (1 - a) Mem(t-1) + a h(t),   a = sigmoid(w), w trains with the adapter
 
-The paper's moving average has a = 0.5 throughout, its running mean a = 1/t. Training finds how long this memory is to
-remember:
+The paper's moving average has a = 0.5, and its running mean has a = 1/t. Here training finds a:
 
     python train.py --data dialog --method examples/decay.py
 """
@@ -15,7 +14,7 @@ from minccm.methods import Method
 METHOD = Method(
     "decay",
     "as ccm-merge, with a moving average of a learned rate",
-    lambda q, k: k.slot & (k.step == q.step - 1),
-    rate=lambda t, w: torch.ones(1) if t == 1 else w.sigmoid(),
+    attends=lambda q, k: k.is_slot & (k.step == q.step - 1),
+    merge_rate=lambda t, w: torch.ones(1) if t == 1 else w.sigmoid(),
     learned=(-1.5,),  # a = 0.18 at first
 )

@@ -1,150 +1,150 @@
-"""The methods, as data: where COMP tokens go, what becomes of them, and who sees whom (paper: figure 2).
+"""The methods, as data: what each time step keeps, and which keys a query may attend to (paper: figure 2).
 
-Everything else follows from an entry of METHODS: the layout of tokens, the mask and memory slots of the parallel pass,
-the recursion, the picture. Columns of attention are of three kinds: text, COMP tokens, and memory slots, which hold
-weighted means of keys and values. A token always sees its own step (one context, or input and output) up to itself;
-`sees` says what it sees beyond. A slot of step t is what merging has made of steps 0 to t.
+Everything else follows from an entry of METHODS: the token sequence, the mask of parallel training, the recursion at
+inference, and what the memory drops. There are three kinds of keys: text tokens, COMP tokens, and memory slots, which
+hold weighted means of COMP keys and values. A token always attends causally within its own time step; `attends` says
+which keys of earlier steps it attends to as well.
 
-    concat   Mem(t) = [Mem(t-1); h(t)]                  later steps see the COMP tokens themselves
-    merge    Mem(t) = (1 - a_t) Mem(t-1) + a_t h(t)     later steps see slots instead, and `rate` gives a_t
+    concat   Mem(t) = [Mem(t-1); h(t)]                  later steps attend to the COMP tokens themselves
+    merge    Mem(t) = (1 - a_t) Mem(t-1) + a_t h(t)     later steps attend to memory slots; merge_rate gives a_t
 
-A new method is one more entry, or a file of its own, of which `--method FILE.py` takes the entry `METHOD`.
+A new method is one more entry here, or a file of its own that defines METHOD (see examples/).
 """
 
-import functools
-import importlib.util
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, fields, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
-TEXT, COMP, SLOT, PAD = 0, 1, 2, 3  # kinds of columns
+TEXT, COMP, SLOT, PAD = range(4)  # kinds of tokens and memory slots
 
 
 @dataclass(frozen=True)
-class Columns:
-    """What is known of the columns (keys) or rows (queries) of attention: int64 (B, C, 7), or (C, 7) for one sample."""
+class TokenInfo:
+    """What attention needs to know about tokens and memory slots. Each field is int64 (..., N)."""
 
-    data: Tensor
+    kind: Tensor  # TEXT, COMP, SLOT or PAD
+    step: Tensor  # time step, from 0; inputs and outputs belong to the step after the last context
+    slot: Tensor  # j of COMP token j or memory slot j, and of text that is pooled into slot j; -1 for other text
+    order: Tensor  # index in the sequence, for causality; 0 is BOS
+    question: Tensor  # 0 in contexts; 1, 2, ... in input and output: several questions can share one memory
 
-    sample = property(lambda self: self.data[..., 0])  # which sample of a packed row; below 0: none
-    kind = property(lambda self: self.data[..., 1])  # TEXT, COMP, SLOT or PAD
-    step = property(lambda self: self.data[..., 2])  # time step from 0; input and output have the last one
-    index = property(lambda self: self.data[..., 3])  # j of a COMP token or slot; of text, its slot (or -1)
-    order = property(lambda self: self.data[..., 4])  # place in its sample, for causality
-    question = property(lambda self: self.data[..., 5])  # from 1, of input and output: several may ask one memory
-    first = property(lambda self: self.data[..., 6] == 1)  # is BOS: the sink, where there is one
-
-    last = property(lambda self: self.question > 0)  # of input and output, which answer and do not compress
-    text = property(lambda self: self.kind == TEXT)
-    comp = property(lambda self: self.kind == COMP)
-    slot = property(lambda self: self.kind == SLOT)
-
-    def __getitem__(self, key) -> "Columns":
-        return Columns(self.data[key])
+    is_text = property(lambda self: self.kind == TEXT)
+    is_comp = property(lambda self: self.kind == COMP)
+    is_slot = property(lambda self: self.kind == SLOT)
+    is_bos = property(lambda self: self.order == 0)
+    is_query = property(lambda self: self.question > 0)  # input and output, which are answered and not compressed
 
     @classmethod
-    def of(cls, data: np.ndarray, device="cpu") -> "Columns":
-        """From data as `columns` makes it, int64 (..., 7)."""
-        return cls(torch.from_numpy(data).to(device))
+    def from_rows(cls, rows: list[tuple[int, ...]], device="cpu") -> "TokenInfo":
+        """TokenInfo (N,) from N tuples (kind, step, slot, order, question)."""
+        return cls(*torch.tensor(rows, dtype=torch.int64, device=device).view(-1, len(fields(cls))).T)
 
-    def to(self, device) -> "Columns":
-        """The same columns on a device."""
-        return Columns(self.data.to(device))
+    @staticmethod
+    def cat(parts: list["TokenInfo"]) -> "TokenInfo":
+        """The parts one after another along the last dimension."""
+        return TokenInfo(*(torch.cat([getattr(part, f.name) for part in parts], -1) for f in fields(TokenInfo)))
 
+    def map(self, function: Callable[[Tensor], Tensor]) -> "TokenInfo":
+        """The function applied to each field."""
+        return TokenInfo(*(function(getattr(self, f.name)) for f in fields(self)))
 
-def columns(sample=0, kind=TEXT, step=0, index=-1, order=0, question=0, first=0) -> np.ndarray:
-    """The data of C columns, int64 (C, 7), from integers and arrays (C,); one column from integers alone."""
-    fields = (sample, kind, step, index, order, question, first)
-    data = np.empty((next((len(field) for field in fields if isinstance(field, np.ndarray)), 1), 7), np.int64)
-    for i, field in enumerate(fields):
-        data[:, i] = field
-    return data
+    def to(self, device) -> "TokenInfo":
+        """The same on a device."""
+        return self.map(lambda field: field.to(device))
+
+    def __getitem__(self, index) -> "TokenInfo":
+        return self.map(lambda field: field[index])
+
+    def __len__(self) -> int:
+        """N: tokens or slots in a row."""
+        return self.kind.shape[-1]
 
 
 @dataclass(frozen=True)
 class Method:
-    """One way of compressing context. n, the number of COMP tokens (or slots) a step, is chosen beside it."""
+    """One way to compress context. The number n of COMP tokens (or memory slots) per step is chosen separately."""
 
     name: str
     about: str
-    sees: Callable[[Columns, Columns], Tensor | bool]  # (queries, keys) -> bool; beyond the query's own step
-    comp: str | None = "step"  # COMP tokens stand after each "step", or after the "end" of all contexts, or nowhere
-    rate: Callable[..., float | Tensor] | None = None  # a_t for t = 1, 2, ...: there are slots, merged at this rate
-    learned: tuple[float, ...] = ()  # numbers that train with the adapter, from these on: rate(t, numbers)
-    pools: str = "comp"  # what a slot is made of: "comp" tokens, or the "text" of the step in n equal parts
-    delay: int = 0  # a step is merged only when this many steps have come after it
-    stride: int = 1  # a slot goes on from that of this many steps before
-    conditional: bool = True  # LoRA acts on COMP tokens alone; False: on every token, which is plain LoRA
-    reads: bool = True  # False: contexts are left out altogether
-    sink: bool = False  # BOS stays visible to everything
-    contexts: int | None = None  # train samples have no more contexts than this
+    attends: Callable[[TokenInfo, TokenInfo], Tensor | bool]  # (query, key) -> bool, for keys of earlier steps
+    comp_after: str | None = "step"  # COMP tokens follow each "step", or the "end" of all contexts, or there are none
+    merge_rate: Callable[..., float | Tensor] | None = None  # a_t for t = 1, 2, ...; None: nothing is merged
+    learned: tuple[float, ...] = ()  # initial values of numbers that train with the adapter: merge_rate(t, numbers)
+    pools: int = COMP  # what slots are made of: COMP tokens, or the TEXT of a step in n equal parts
+    delay: int = 0  # a step is merged this many steps later
+    stride: int = 1  # a slot continues the slot of this many steps before
+    conditional: bool = True  # LoRA acts on COMP tokens only; False: plain LoRA, which acts on every token
+    reads_context: bool = True  # False: contexts are left out of the sequence
+    sink: bool = False  # the BOS token stays visible to every query
+    max_train_contexts: int | None = None  # train samples have at most this many contexts
 
-    def of(self, model) -> "Method":
-        """The same with the numbers that a model's adapter has learned in place."""
-        return replace(self, rate=lambda t, *_: self.rate(t, model.learned)) if self.learned else self
+    def bind(self, model) -> "Method":
+        """The same method with merge_rate(t) using the numbers that the model's adapter has learned."""
+        if not self.learned:
+            return self
+        return replace(self, merge_rate=lambda t: self.merge_rate(t, model.learned), learned=())
+
+    def lora_mask(self, info: TokenInfo) -> Tensor:
+        """m of y = W x + m (alpha/r) B A x, the tokens that LoRA acts on (paper: table 21). bool (..., N)."""
+        return info.is_comp if self.conditional else info.kind != PAD
+
+
+def _running_mean(t: int) -> float:
+    return 1 / t
+
+
+def _moving_average(t: int) -> float:  # EMA (paper: table 16)
+    return 1.0 if t == 1 else 0.5
+
+
+def _last_slots(q: TokenInfo, k: TokenInfo) -> Tensor:
+    """Merged memory as it was after the step before the query's."""
+    return k.is_slot & (k.step == q.step - 1)
 
 
 METHODS = {
     method.name: method
     for method in [
-        Method("none", "no context: only input and output", lambda q, k: False, comp=None, reads=False),
-        Method("full", "full context: every token seen", lambda q, k: k.text, comp=None, conditional=False),
-        Method("gist", "fixed context: one block of COMP after all contexts", lambda q, k: k.comp, comp="end"),
-        Method("ccm-concat", "the memory grows by n slots a step", lambda q, k: k.comp),
+        Method("none", "no context: input and output only", lambda q, k: False, comp_after=None, reads_context=False),
+        Method("full", "full context", lambda q, k: k.is_text, comp_after=None),
+        Method("gist", "fixed context: one block of COMP after all contexts", lambda q, k: k.is_comp, comp_after="end"),
+        Method("ccm-concat", "the memory grows by n pairs a step", lambda q, k: k.is_comp),
         Method(
             "ccm-concat-independent",
-            "as ccm-concat, each step compressed without seeing the memory",
-            lambda q, k: k.comp & q.last,
+            "as ccm-concat; a step is compressed without reading the memory",
+            lambda q, k: k.is_comp & q.is_query,
         ),
         Method(
             "gist-online",
-            "as ccm-concat-independent, trained on one context at a time",
-            lambda q, k: k.comp & q.last,
-            contexts=1,
+            "as ccm-concat-independent; trained on one context at a time",
+            lambda q, k: k.is_comp & q.is_query,
+            max_train_contexts=1,
         ),
-        Method(
-            "ccm-concat-plain",
-            "as ccm-concat, with a plain LoRA that acts on text, too",
-            lambda q, k: k.comp,
-            conditional=False,
-        ),
-        Method(
-            "ccm-merge",
-            "the memory stays at n slots, a running mean over steps",
-            lambda q, k: k.slot & (k.step == q.step - 1),
-            rate=lambda t: 1 / t,
-        ),
-        Method(
-            "ccm-merge-ema",
-            "as ccm-merge, with an exponential moving average of rate 0.5",
-            lambda q, k: k.slot & (k.step == q.step - 1),
-            rate=lambda t: 1.0 if t == 1 else 0.5,
-        ),
+        Method("ccm-concat-plain", "as ccm-concat, with plain LoRA", lambda q, k: k.is_comp, conditional=False),
+        Method("ccm-merge", "n slots: the mean of all steps", _last_slots, merge_rate=_running_mean),
+        Method("ccm-merge-ema", "n slots: a moving average, rate 0.5", _last_slots, merge_rate=_moving_average),
         Method(
             "ccm-merge-plain",
-            "as ccm-merge, with a plain LoRA that acts on text, too",
-            lambda q, k: k.slot & (k.step == q.step - 1),
-            rate=lambda t: 1 / t,
+            "as ccm-merge, with plain LoRA",
+            _last_slots,
+            merge_rate=_running_mean,
             conditional=False,
         ),
         Method(
             "ccm-merge-independent",
-            "as ccm-merge, each step compressed without seeing the memory",
-            lambda q, k: k.slot & (k.step == q.step - 1) & q.last,
-            rate=lambda t: 1 / t,
+            "as ccm-merge; a step is compressed without reading the memory",
+            lambda q, k: _last_slots(q, k) & q.is_query,
+            merge_rate=_running_mean,
         ),
         Method(
             "compressive",
-            "each step's text mean-pooled into n slots (Compressive Transformer)",
-            lambda q, k: k.slot,
-            comp=None,
-            rate=lambda t: 1.0,
-            pools="text",
+            "the text of each step, mean-pooled into n slots (Compressive Transformer)",
+            lambda q, k: k.is_slot,
+            comp_after=None,
+            merge_rate=lambda t: 1.0,
+            pools=TEXT,
             conditional=False,
         ),
     ]
@@ -152,64 +152,42 @@ METHODS = {
 
 
 def get_method(name: str, sink: bool = False) -> Method:
-    """The method of that name, or of a file FILE.py that defines METHOD; with or without the attention sink.
-
-    A method from a file joins METHODS. Raises ValueError when there is none, listing the names there are.
-    """
-    if name.endswith(".py") and Path(name).is_file():
-        # a module like any other, as the compiler, which follows its functions, looks for it by its name
-        spec = importlib.util.spec_from_file_location(f"method_{Path(name).stem}", name)
-        module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        method = getattr(module, "METHOD", None)
-        if not isinstance(method, Method):
-            raise ValueError(f"{name} defines no METHOD = Method(...)")
-        name = METHODS.setdefault(method.name, method).name
+    """The method of that name, with or without an attention sink. Raises ValueError, listing the names there are."""
     if name not in METHODS:
-        raise ValueError(f"there is no method {name!r}: take a file FILE.py that defines it, or {', '.join(METHODS)}")
+        raise ValueError(
+            f"unknown method {name!r:.60}: choose one of {', '.join(METHODS)}, or a file with --method FILE.py"
+        )
     return replace(METHODS[name], sink=sink)
 
 
-def visible(method: Method, q: Columns, k: Columns) -> Tensor:
-    """THE predicate: may query q see key k? Bool, of the shape that q and k broadcast to.
+def attention_mask(method: Method, q: TokenInfo, k: TokenInfo) -> Tensor:
+    """May query i attend to key j? bool (..., Q, K) for queries (..., Q) and keys (..., K).
 
-    Dense mask, block mask, picture, recursion and eviction all ask this one question.
+    The one rule behind the training mask (paper: algorithm 1), the recursion, and what the memory keeps.
     """
-    own_step = (k.step == q.step) & (k.question == q.question) & ~k.slot  # padding sees itself, so no row is empty
-    beyond = method.sees(q, k) | k.first if method.sink else method.sees(q, k)
-    # what one question asks, no other sees
-    return (k.sample == q.sample) & (k.order <= q.order) & (own_step | beyond & (k.question == 0))
+    q, k = q.map(lambda field: field[..., :, None]), k.map(lambda field: field[..., None, :])
+    own_step = (k.step == q.step) & (k.question == q.question) & ~k.is_slot  # padding attends to itself: no empty row
+    earlier = method.attends(q, k) | k.is_bos if method.sink else method.attends(q, k)
+    return (k.order <= q.order) & (own_step | earlier & (k.question == 0))
 
 
-def merge_rate(method: Method, step: int) -> Tensor:
-    """a_t of a step, float64 (1,), or (n,) where the slots have rates of their own."""
-    return torch.as_tensor(method.rate((step - method.delay) // method.stride + 1), dtype=torch.float64).flatten()
+def merge_rate_at(method: Method, step: int) -> Tensor:
+    """a_t of the slots made after `step` (from 0): fp64 (1,), or (n,) where slots have rates of their own."""
+    return torch.as_tensor(method.merge_rate((step - method.delay) // method.stride + 1), dtype=torch.float64).flatten()
 
 
 def merge_weights(method: Method, steps: int) -> Tensor:
-    """float64 (steps, steps, 1 or n): the weight of step s in slot j of step t, from the recursion with rate a_t.
+    """Row t holds the weights of h(1), ..., h(t) in Mem(t): fp64 (T, T, 1), or (T, T, n) with a rate for each slot.
 
-    Row t is (1 - a_t) times row t-1 plus a_t at s = t: 1/t each for the running mean (paper: g_update, table 16).
+    Row t is (1 - a_t) times row t-1, plus a_t for h(t). With a_t = 1/t all of them are 1/t (paper: table 16).
     """
     rows = []
     for t in range(steps):
         row = rows[t - method.stride] if t >= method.stride else torch.zeros(steps, 1, dtype=torch.float64)
         if t >= method.delay:
-            rate, now = merge_rate(method, t).cpu(), torch.arange(steps) == t - method.delay
-            row = (1 - rate) * row + rate * now[:, None]
+            rate = merge_rate_at(method, t)
+            newest = torch.zeros(steps, 1, dtype=torch.float64, device=rate.device)
+            newest[t - method.delay] = 1.0
+            row = (1 - rate) * row.to(rate.device) + rate * newest
         rows.append(row)
     return torch.stack(torch.broadcast_tensors(*rows)) if rows else torch.zeros(0, 0, 1, dtype=torch.float64)
-
-
-@functools.cache
-def in_turns(method: Method, n: int, places: int) -> Method:
-    """The same with n slots, split among `places`, that take turns: step s goes into place s mod places alone.
-
-    A slot is the mean of its own turns; before the first it is zero.
-    """
-    place = torch.arange(n) * places // n
-
-    def rate(t: int) -> Tensor:  # (n,)
-        return (place == (t - 1) % places).double() / ((t - 1) // places + 1)
-
-    return replace(method, rate=rate)

@@ -1,7 +1,7 @@
 """Where the recorded numbers are, and a tiny random model for the tests that need no trained one.
 
-MINCCM_ORACLE names a folder of recorded numbers; without it ../shared/oracle is taken, and without that the small
-subset in tests/recorded.
+MINCCM_ORACLE names a folder of recorded numbers. By default it is ../shared/oracle, or else the small subset in
+tests/recorded.
 """
 
 import os
@@ -14,12 +14,13 @@ import torch
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from minccm.config import LlamaConfig  # noqa: E402
-from minccm.methods import get_method  # noqa: E402
-from minccm.model import Transformer  # noqa: E402
+from minccm.io.options import load_method  # noqa: E402
+from minccm.methods import METHODS  # noqa: E402
+from minccm.model import LlamaConfig, Transformer  # noqa: E402
 
 torch.set_num_threads(1)
-EXAMPLES = [get_method(str(path)).name for path in sorted((ROOT / "examples").glob("*.py"))]  # METHODS has them, too
+EXAMPLES = {method.name: method for method in map(load_method, map(str, sorted((ROOT / "examples").glob("*.py"))))}
+ALL_METHODS = METHODS | EXAMPLES
 
 
 def oracle(part: str) -> Path:

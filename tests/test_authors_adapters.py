@@ -7,16 +7,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import eval
-import weights
-from conversation import open_conversation
-from minccm import cli
-from minccm.checkpoint import load_adapter, load_model, save_adapter, save_model
-from minccm.config import LlamaConfig
-from minccm.methods import get_method
-from minccm.model import Transformer
-from minccm.online import Session
+from minccm.io.adapters import export_adapter, load_adapter, plain_name, save_adapter
+from minccm.io.weights import load_model, save_model
+from minccm.methods import METHODS, Method, get_method
+from minccm.model import LlamaConfig, Transformer
+from minccm.session import Session
 from tests.conftest import oracle
+from tests.hostile import check_error, guarded
 
 CONFIG = LlamaConfig(vocab_size=40, dim=16, ffn_dim=24, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=4)
 
@@ -55,7 +52,7 @@ def write(folder, rows, seed=1, key=lambda key: key, binary=False, model=None):
     ],
 )
 def test_names(tmp_path, name, rows, method, n, sink):
-    """Method, n and sink are told by the folder's name; of merge adapters the COMP rows are taken, not the SUM rows."""
+    """The folder's name holds method, n and sink; of merge adapters the COMP rows are taken, not the SUM rows."""
     tensors = write(tmp_path / name, rows)
     model = base()
     found, count = load_adapter(model, tmp_path / name)
@@ -78,7 +75,7 @@ def test_older_keys(tmp_path, old, new, binary):
 
 
 def test_by_hand(tmp_path):
-    """A folder whose name says nothing: a clear error, or what is given by hand."""
+    """A folder whose name says nothing: a clear error, or the caller's method and n."""
     write(tmp_path / "download", 4)
     with pytest.raises(ValueError, match="--method"):
         load_adapter(base(), tmp_path / "download")
@@ -89,7 +86,7 @@ def test_by_hand(tmp_path):
 
 @pytest.mark.parametrize("spoil", ["shape", "missing", "extra", "nan", "rank", "n"])
 def test_nothing_half_loaded(tmp_path, spoil):
-    """An adapter that does not fit: the tensor is named, and the model is as it was."""
+    """An adapter that does not fit: the tensor is named, and the model is unchanged."""
     tensors = write(tmp_path / "x-concat_recur-ntok2", 2)
     key = "base_model.model.model.layers.1.self_attn.v_proj.lora_B.weight"
     if spoil == "missing":
@@ -117,16 +114,15 @@ def chain(tiny, tmp_path):
 
 
 def test_step_2_on_step_1(tiny, chain):
-    """--init merges W + (alpha / r) B A of step 1 into the base; the compression adapter then goes on top of that."""
+    """Step 1 merges W + (alpha / r) B A into the base; the compression adapter then goes on top of that."""
     step1, step2 = chain
-    session = open_conversation(init=step1, adapter=step2).session
-    model, tensors = load_model(tiny), load_file(step1 / "model.safetensors")
-    for name, module in model.named_modules():
+    merged, by_hand, plain = load_model(tiny), load_model(tiny), load_model(tiny)
+    load_adapter(merged, step1)
+    tensors = load_file(step1 / "model.safetensors")
+    for name, module in by_hand.named_modules():
         if a := [tensors[key] for key in tensors if f".{name}.lora_" in key]:
             module.weight += 2 * a[1] @ a[0]
-    expected = Session(model, *load_adapter(model, step2))
-    plain = load_model(tiny)
-    without = Session(plain, *load_adapter(plain, step2))
+    session, expected, without = (Session(m, *load_adapter(m, step2)) for m in (merged, by_hand, plain))
     for one in (session, expected, without):
         one.read([1, 5, 6, 7])
     logits = expected.logits([8, 9])
@@ -135,37 +131,20 @@ def test_step_2_on_step_1(tiny, chain):
 
 
 def test_step_1_is_merged_once(tiny, chain, tmp_path):
-    """An adapter of ours that brings its step 1 does not get it a second time by --init, nor leaves it to the next."""
+    """An adapter of ours that brings its step 1 does not get it a second time."""
     step1, _ = chain
     model = load_model(tiny)
     model.add_adapter(2, r=2)
     save_adapter(tmp_path / "ours", model, get_method("ccm-concat"), 2)
     shutil.copytree(step1, tmp_path / "ours" / "init")
+    model = load_model(tiny)
+    load_adapter(model, step1)
+    assert model.step1 == str(step1)
     with pytest.raises(ValueError, match="leave --init out"):
-        open_conversation(init=step1, adapter=tmp_path / "ours")
-    with pytest.raises(ValueError, match="no step-1 adapter"):
-        cli.open_base(tiny, tmp_path / "ours", torch.device("cpu"), torch.float32)
-
-
-def test_eval_starts_each_adapter_from_the_base(tiny, chain, tmp_path, monkeypatch):
-    """In one table, an adapter has the numbers that it has alone, whatever the one before it brought into the base."""
-    step1, _ = chain
-    for name, r in (("a", 2), ("b", 3)):
-        torch.manual_seed(r)
-        model = load_model(tiny)
-        model.add_adapter(2, r)
-        save_adapter(tmp_path / name, model, get_method("ccm-concat"), 2)
-        shutil.copytree(step1, tmp_path / name / "init")
-
-    def perplexity(*adapters):
-        arguments = ["--data", "dialog", "--time-steps", "1", "--samples", "2", "--json", tmp_path / "x.json"]
-        arguments = [*arguments, "--device", "cpu", "--adapter", *adapters]
-        monkeypatch.setattr("sys.argv", ["eval.py", *map(str, arguments)])
-        eval.main()
-        return json.loads((tmp_path / "x.json").read_text())[len(adapters) + 1]["perplexity"]
-
-    alone = perplexity(tmp_path / "b")
-    assert perplexity(tmp_path / "a", tmp_path / "b") == alone
+        load_adapter(model, tmp_path / "ours")
+    model = load_model(tiny)
+    load_adapter(model, tmp_path / "ours")
+    assert model.step1 == str(tmp_path / "ours" / "init")
 
 
 @pytest.mark.parametrize("method, n", [("ccm-concat", 2), ("ccm-merge", 3), ("gist", 1), ("ccm-merge-independent", 1)])
@@ -178,7 +157,7 @@ def test_export(tmp_path, method, n, sink):
     model = base()
     model.add_adapter(n, r=2, alpha=4)
     save_adapter(tmp_path / "ours", fill(model), get_method(method, sink), n, base_name="llama-7b")
-    step2 = weights.export_adapter(tmp_path / "ours", out)
+    step2 = export_adapter(tmp_path / "ours", out)
     assert step2.parent == out / "finetune" and (out / "llama-7b-no").is_dir()
 
     ours, theirs = base(), base()
@@ -195,24 +174,25 @@ def test_export_on_their_step_1(tmp_path):
     model.add_adapter(2, r=2)
     save_adapter(tmp_path / "ours", model, get_method("ccm-concat"), 2, base_name="llama-7b")
     write(tmp_path / "ours" / "init", 0)
-    step2 = weights.export_adapter(tmp_path / "ours", tmp_path / "out")
+    step2 = export_adapter(tmp_path / "ours", tmp_path / "out")
     assert step2 == tmp_path / "out" / "finetune" / "llama-7b-no-online-concat_recur-ntok2"
     assert load_adapter(base(), tmp_path / "out" / "llama-7b-no")[0].name == "full"
 
 
 def fill(model):
+    """Random numbers in an adapter."""
     for tensor in model.adapter_state().values():
         torch.nn.init.normal_(tensor)
     return model
 
 
 def test_export_of_what_they_have_not(tmp_path):
-    """A method that the authors' code does not have cannot be given to it."""
+    """A method that the authors' code does not have cannot be exported."""
     model = base()
     model.add_adapter(2, r=2)
     save_adapter(tmp_path, model, get_method("ccm-merge-ema"), 2)
     with pytest.raises(ValueError, match="ccm-merge-ema"):
-        weights.export_adapter(tmp_path, tmp_path / "out")
+        export_adapter(tmp_path, tmp_path / "out")
 
 
 CASES = oracle("ccm")
@@ -224,7 +204,7 @@ def test_recorded_keys(tmp_path):
     for case in json.loads((CASES / "cases.json").read_text()):
         folder, model = CASES / case["name"], load_model(CASES / "base")
         save_adapter(tmp_path / case["name"], model, *load_adapter(model, folder), base_name="llama")
-        exported = weights.export_adapter(tmp_path / case["name"], tmp_path / "out")
+        exported = export_adapter(tmp_path / case["name"], tmp_path / "out")
         path = folder / "model.safetensors"
         recorded = load_file(path) if path.is_file() else torch.load(folder / "pytorch_model.bin", weights_only=True)
         tensors = torch.load(exported / "pytorch_model.bin", weights_only=True)
@@ -237,7 +217,7 @@ def test_recorded_keys(tmp_path):
 
 def test_more_ids_than_pieces(tiny, tmp_path):
     """A vocabulary that is larger than the tokenizer says takes nothing from COMP tokens: they come after all of it."""
-    tokens, memories = [1, 5, 6, 7], []
+    memories = []
     write(tmp_path / "tiny-online-concat_recur-ntok2", 2, model=load_model(tiny))
     for more in (0, 16):
         model = load_model(tiny)
@@ -248,8 +228,143 @@ def test_more_ids_than_pieces(tiny, tmp_path):
             state[name] = torch.cat([state[name], torch.full((more, config.dim), 9.0)])
         larger.load_state_dict(state)
         save_model(tmp_path / f"base{more}", larger, torch.float32)
-        shutil.copy(tiny / "tokenizer.model", tmp_path / f"base{more}")
-        conversation = open_conversation(tmp_path / f"base{more}", adapter=tmp_path / "tiny-online-concat_recur-ntok2")
-        conversation.session.read(tokens)
-        memories.append(conversation.session.memory.keys)
+        model = load_model(tmp_path / f"base{more}")
+        session = Session(model, *load_adapter(model, tmp_path / "tiny-online-concat_recur-ntok2"))
+        session.read([1, 5, 6, 7])
+        memories.append(session.memory.keys)
     assert all(torch.equal(a, b) for a, b in zip(*memories))
+
+
+# Adapters of a stranger
+
+
+def ours(folder, method=None, n=2, alpha=4, **more):
+    """An adapter of ours with random numbers."""
+    model = base()
+    model.add_adapter(n, r=2, alpha=alpha)
+    save_adapter(folder, fill(model), method or get_method("ccm-concat"), n, **more)
+    return folder
+
+
+def change(folder, **entries):
+    """Changes entries of adapter.json."""
+    path = folder / "adapter.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | entries))
+
+
+def refused(folder, *arguments, model=None, **options) -> str:
+    """The error of load_adapter; the model must stay unchanged."""
+    model = model or base()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(ValueError) as error, guarded(folder):
+        load_adapter(model, folder, *arguments, **options)
+    after = model.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    assert getattr(model, "step1", None) is None
+    return check_error(error.value)
+
+
+def test_no_method_is_imported(tmp_path):
+    """adapter.json that names a file as its method runs nothing, with or without the mark of a method from a file."""
+    folder, evil = ours(tmp_path / "a"), tmp_path / "a" / "m.py"
+    evil.write_text(f"open({str(tmp_path / 'RAN')!r}, 'w')")
+    for mark in (True, False):
+        change(folder, method=str(evil), method_file=mark)
+        refused(folder)
+        assert "from a file" in refused(folder, str(evil)) or not mark
+    assert not (tmp_path / "RAN").exists()
+
+
+def test_method_from_a_file(tmp_path):
+    """An adapter says that its method is from a file, and takes it from the caller only."""
+    mine = Method("mine", "as ccm-concat", lambda q, k: k.is_comp)
+    folder = ours(tmp_path, mine)
+    assert json.loads((tmp_path / "adapter.json").read_text())["method_file"] is True
+    assert "was trained with the method mine from a file: give it with --method FILE.py" in refused(folder)
+    assert "--method FILE.py" in refused(folder, "mine")
+    assert "not for other" in refused(folder, Method("other", "", lambda q, k: k.is_comp))
+    assert load_adapter(base(), folder, mine, sink=False)[0] == mine
+    builtin = ours(tmp_path / "b")
+    assert "method_file" not in json.loads((builtin / "adapter.json").read_text())
+    assert "built in" in refused(builtin, Method("ccm-concat", "another one", lambda q, k: k.is_comp))
+    assert load_adapter(base(), builtin, METHODS["ccm-concat"])[0].name == "ccm-concat"
+
+
+BAD_NUMBERS = [0, -1, True, "4", None, 10**400, 10**17, float("nan"), float("inf"), -float("inf"), [4]]
+
+
+@pytest.mark.parametrize("name", ["alpha", "r", "n", "sink", "method", "base"])
+def test_entries_of_adapter_json(tmp_path, name):
+    """alpha, r and n that are no such number, not finite, or huge; the model stays unchanged."""
+    folder = ours(tmp_path)
+    for value in BAD_NUMBERS:
+        if not (name in ("sink", "method", "base") and value == "4") and not (name == "sink" and value is True):
+            change(folder, **{name: value})
+            assert "adapter.json" in refused(folder) or value == 0
+
+
+@pytest.mark.parametrize("name", ["r", "lora_alpha"])
+def test_entries_of_adapter_config_json(tmp_path, name):
+    """The same for the authors' adapters."""
+    folder = tmp_path / "x-concat_recur-ntok2"
+    write(folder, 2)
+    for value in BAD_NUMBERS:
+        entries = {"r": 2, "lora_alpha": 4} | {name: value}
+        (folder / "adapter_config.json").write_text(json.dumps(entries))
+        assert "adapter_config.json" in refused(folder)
+
+
+def test_nested_json(tmp_path):
+    """JSON of any depth is one line of error."""
+    folder = ours(tmp_path)
+    for text in ("[" * 100_000, '{"a":' * 100_000, "[" * 1000 + "]" * 1000):
+        (folder / "adapter.json").write_text(text)
+        assert "nested" in refused(folder)
+
+
+def test_long_names_take_no_time(tmp_path):
+    """A tensor's name of 200,000 characters is refused at once."""
+    folder = tmp_path / "x-concat_recur-ntok2"
+    tensors = write(folder, 2)
+    for name in ("comp_" * 40_000, "comp_embeddings" * 13_000, "\n" * 200_000):
+        save_file(tensors | {name: torch.ones(1)}, folder / "model.safetensors")
+        with guarded(folder, seconds=5):
+            assert "characters" in refused(folder)
+
+
+def test_merging_stays_finite(tmp_path):
+    """A step-1 adapter that would make the base infinite is refused before it changes anything."""
+    model = base()
+    model.add_adapter(0, r=2)
+    for tensor in model.adapter_state().values():
+        tensor.data.fill_(1e30)
+    save_adapter(tmp_path / "a", model, get_method("full"), 0)
+    assert "not finite" in refused(tmp_path / "a")
+    shutil.copytree(tmp_path / "a", ours(tmp_path / "b") / "init")
+    assert "not finite" in refused(tmp_path / "b")
+
+
+def test_broken_step_1_changes_nothing(tmp_path):
+    """What is wrong with the adapter below an adapter is found before either is used; chains end."""
+    folder = ours(tmp_path / "a")
+    ours(folder / "init")
+    assert "not for full" in refused(folder)
+    shutil.rmtree(folder / "init")
+    below = folder
+    for _ in range(12):
+        below = ours(below / "init", get_method("full"), n=0)
+    assert "step-1 adapters" in refused(folder)
+
+
+@pytest.mark.parametrize(
+    "name", ["../../x", "/tmp/x", "..", ".", "", "a/b", "a\\b", "a\nb", "\x1b[2J", "x" * 200, "\0"]
+)
+def test_export_stays_in_its_folder(tmp_path, name):
+    """base_name is only ever a part of a file's name."""
+    folder = ours(tmp_path / "deep" / "ours", base_name=name)
+    ours(folder / "init", get_method("full"), n=0, base_name=name)
+    with guarded(tmp_path / "deep" / "out"):
+        step2 = export_adapter(folder, tmp_path / "deep" / "out")
+    assert step2.resolve().parent == (tmp_path / "deep" / "out" / "finetune").resolve()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["deep"]
+    assert load_adapter(base(), step2)[0].name == "ccm-concat" and plain_name(name).isprintable()

@@ -1,16 +1,16 @@
-"""The same numbers as the authors' implementation: logits, loss, gradients, memory, recursion, their adapters."""
+"""The numbers of the authors' implementation: logits, loss, gradients, memory and recursion, from their adapters."""
 
 import json
 
 import pytest
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from minccm.checkpoint import load_adapter, load_model
-from minccm.layout import collate, lay_out
-from minccm.mask import predict
-from minccm.online import Session
+from minccm.io.adapters import load_adapter
+from minccm.io.weights import load_model
+from minccm.parallel import ParallelKV, loss
+from minccm.sequence import build_sequence, pad_batch
+from minccm.session import Session
 from tests.conftest import oracle
 
 FOLDER = oracle("ccm")
@@ -28,32 +28,33 @@ def open_case(case):
 
 @each_case
 def test_parallel_pass(case):
-    """Logits on input and target within 1e-4, loss within 1e-5, every gradient within 1e-5."""
+    """Logits of input and output within 1e-4, loss within 1e-5, every gradient within 1e-5. Padding changes nothing."""
     model, method, n, recorded = open_case(case)
-    layout = lay_out(method, n, model.config.vocab_size, case["segments"], case["input"], case["target"])
-    batch = collate([[layout]])
+    build = lambda contexts, *question: build_sequence(method, n, model.config.vocab_size, contexts, [question])
+    sequence = build(case["segments"], case["input"], case["target"])
 
-    logits, rows = predict(model, method, batch)
-    loss = F.cross_entropy(logits, batch.labels.flatten()[rows])
-    loss.backward()
-    assert abs(loss.item() - recorded["loss"].item()) < 1e-5
-    for name, tensor in model.adapter_state().items():
+    found = loss(model, method, pad_batch([sequence]))
+    found.backward()
+    assert abs(found.item() - recorded["loss"].item()) < 1e-5
+    for name, parameter in model.adapter_state().items():
         key = "embed_tokens.comp_embeddings" if name == "comp_embeddings" else name
-        expected = recorded[f"grad.base_model.model.model.{key}.weight"][: len(tensor)]  # without the SUM rows
-        torch.testing.assert_close(tensor.grad, expected, atol=1e-5, rtol=0)
+        expected = recorded[f"grad.base_model.model.model.{key}.weight"][: len(parameter)]  # without their SUM tokens
+        torch.testing.assert_close(parameter.grad, expected, atol=1e-5, rtol=0)
 
-    length = len(case["input"] + case["target"])
-    layout.weights[-length:], layout.last[:] = 1, True  # now predict from every place of input and target
-    logits, _ = predict(model, method, collate([[layout]]))
-    torch.testing.assert_close(logits[-length:], recorded["logits"][-length:], atol=1e-4, rtol=0)
+    length, text = len(sequence), len(case["input"] + case["target"])
+    longer = build([*case["segments"], [5, 6]], case["input"], case["target"])
+    for batch in (pad_batch([sequence]), pad_batch([sequence, longer])):
+        kv = ParallelKV(method, batch)
+        logits = model(batch.tokens, batch.positions, kv, method.lora_mask(batch.info))[0, length - text : length]
+        torch.testing.assert_close(logits, recorded["logits"][-text:], atol=1e-4, rtol=0)
 
 
 @each_case
 def test_recursion(case):
-    """Read context by context: every memory tensor after every context, and the logits from it, within 1e-4."""
+    """Read context by context: every memory tensor after each context, and the logits from it, within 1e-4."""
     model, method, n, recorded = open_case(case)
     session = Session(model, method, n)
-    contexts = [sum(case["segments"], [])] if method.comp == "end" else case["segments"]
+    contexts = [sum(case["segments"], [])] if method.comp_after == "end" else case["segments"]
     compared = 0
     for i, context in enumerate(contexts):
         session.read(context)

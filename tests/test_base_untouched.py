@@ -1,42 +1,41 @@
-"""Conditional LoRA leaves the base model alone: where no COMP token is seen, text is the base's bit for bit."""
+"""Conditional LoRA leaves the base model alone: text that attends to no COMP token gets the same bits without it."""
 
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minccm.layout import collate, lay_out
-from minccm.mask import Parallel
 from minccm.methods import METHODS, get_method
-from minccm.online import Session
+from minccm.parallel import ParallelKV
+from minccm.sequence import build_sequence, pad_batch
+from minccm.session import Session
 from tests.conftest import random_model
 
-conditional = sorted(name for name, method in METHODS.items() if method.conditional and method.comp)
+CONDITIONAL = sorted(name for name, method in METHODS.items() if method.conditional and method.comp_after)
 texts = st.lists(st.integers(3, 39), min_size=1, max_size=20)
+quick = settings(max_examples=30, deadline=None, derandomize=True)
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
-@given(st.sampled_from(conditional), texts, texts, texts)
-def test_first_context_is_read_by_the_base(name, context, input, target):
-    """In the parallel pass, the text of the first context, which sees no COMP token, is read as by the bare model."""
+@quick
+@given(st.sampled_from(CONDITIONAL), texts, texts, texts)
+def test_first_context(name, context, input, output):
+    """In the parallel pass, the text of the first context gets the logits of the base model."""
     method, n = get_method(name), 2
-    batch = collate([[lay_out(method, n, 40, [context], input, target)]])
-    adapted = random_model(n, torch.float32, learned=method.learned)
-    view = Parallel(method.of(adapted), batch, torch.float32)
-    got = adapted(batch.tokens, batch.positions, view, batch.comp, batch.comp)
-    bare = random_model(n, torch.float32, learned=method.learned)
-    bare.load_state_dict(adapted.state_dict())
-    bare.comp_embeddings.data.zero_()
-    view = Parallel(method.of(bare), batch, torch.float32)
-    expected = bare(batch.tokens, batch.positions, view, batch.comp, None)
-    assert torch.equal(got[0, : len(context)], expected[0, : len(context)])
-    assert not torch.equal(got[0, len(context) :], expected[0, len(context) :])  # and the rest is not
+    batch = pad_batch([build_sequence(method, n, 40, [context], [(input, output)])])
+    model, logits = random_model(n, torch.float32), []
+    for lora_mask in (method.lora_mask(batch.info), None):
+        logits.append(model(batch.tokens, batch.positions, ParallelKV(method, batch), lora_mask)[0])
+        model.comp_embeddings.data.zero_()  # the second time without the adapter
+    adapted, base = logits
+    assert torch.equal(adapted[: len(context)], base[: len(context)])
+    assert not torch.equal(adapted[len(context) :], base[len(context) :])
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
-@given(st.sampled_from(conditional), texts)
+@quick
+@given(st.sampled_from(CONDITIONAL), texts)
 def test_text_alone(name, text):
-    """A session with an adapter and an empty memory answers as the bare model does."""
-    with_adapter = random_model(2, torch.float32, learned=get_method(name).learned)
-    without = random_model(2, torch.float32, adapter=False)
-    expected = Session(without, get_method(name), 2, adapted=False).logits(text)
-    assert torch.equal(Session(with_adapter, get_method(name), 2).logits(text), expected)
+    """A session with an adapter and an empty memory gives the logits of the base model, as do full and no context."""
+    base = random_model(2, torch.float32, adapter=False)
+    expected = Session(base, get_method("full"), 0).logits(text)
+    model = random_model(2, torch.float32)
+    for method in (get_method(name), get_method("full"), get_method("none")):
+        assert torch.equal(Session(model, method, 2 if method.comp_after else 0).logits(text), expected)

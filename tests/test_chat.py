@@ -1,4 +1,4 @@
-"""chat.py: what it says of memory is so; a conversation saved goes on the same; nothing that comes in does harm."""
+"""chat.py: what it says about memory is true; a saved conversation continues the same; no input does harm."""
 
 import contextlib
 import gc
@@ -22,10 +22,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import chat
-import conversation
-from conversation import Conversation, open_conversation
-from minccm.fast import FastSession
-from minccm.layout import segments
+from minccm.extra import conversation
+from minccm.extra.conversation import Conversation, clean, open_conversation
+from minccm.fast.conversations import FastSession
+from minccm.io.templates import PIECE, TEMPLATES, pieces
+from minccm.io.memory_file import NAMES as FIELDS
+from minccm.methods import PAD
+from minccm.sequence import encode_sample
 from tests.conftest import ROOT
 
 SAID = ["My name is Ada.", "The sun is shining today.", "What is my name?"]
@@ -47,15 +50,16 @@ def run(monkeypatch, capsys):
     return main
 
 
-def tell(conversation, *lines, **sampling):
-    return ["".join(conversation.reply(line, **sampling)) for line in lines]
+def tell(talk, *lines, **sampling):
+    return ["".join(talk.reply(line, **sampling)) for line in lines]
 
 
 def same(a, b):
     """Do two conversations hold the same memory, number for number?"""
     a, b = a.session.memory, b.session.memory
-    counts = (a.step, a.position, a.tokens) == (b.step, b.position, b.tokens)
-    return counts and torch.equal(a.keys, b.keys) and torch.equal(a.columns.data, b.columns.data)
+    counts = (a.step, a.text, a.tokens) == (b.step, b.text, b.tokens)
+    infos = zip(vars(a.info).values(), vars(b.info).values())
+    return counts and torch.equal(a.keys, b.keys) and all(torch.equal(x, y) for x, y in infos)
 
 
 @pytest.fixture(scope="module")
@@ -65,11 +69,11 @@ def opened():
 
 @pytest.fixture
 def fresh(opened):
-    """fresh(method, format, system): a new conversation with the model that ships."""
+    """fresh(method, template, system): a new conversation with the model that ships."""
 
-    def begin(method="ccm-concat", format="dialogue", system=""):
-        made = opened[method].retold([])
-        return Conversation(made.session, made.tokenizer, format, system, made.made_for["adapter"])
+    def begin(method="ccm-concat", template="dialogue", system=""):
+        made = opened[method].replay([])
+        return Conversation(made.session, made.tokenizer, TEMPLATES[template], system, made.made_for["adapter"])
 
     return begin
 
@@ -92,55 +96,62 @@ def test_it_remembers(run, method):
 
 def test_pieces_make_the_reply(fresh):
     """What streams is the reply, whatever characters it is made of; nothing is printed before it is complete."""
-    conversation = fresh()
-    ids = conversation.tokenizer.encode("caf\u00e9 \U0001f980 ok")
-    conversation.session.generate = lambda prompt, **sampling: iter(ids)
-    pieces = list(conversation.reply("Hello."))
+    talk = fresh()
+    ids = talk.tokenizer.encode("caf\u00e9 \U0001f980 ok")
+    talk.session.generate = lambda prompt, **sampling: iter(ids)
+    pieces = list(talk.reply("Hello."))
     assert "".join(pieces) == "caf\u00e9 \U0001f980 ok" and not any("\ufffd" in piece for piece in pieces)
 
 
-def test_dialogue_is_spelled_as_in_training(fresh):
+def test_dialogue_is_written_as_in_training(fresh):
     """Contexts and input of a dialogue are, token for token, those of a training sample."""
-    conversation = fresh()
+    talk = fresh()
     sample = {
         "contexts": ["User: Hi there!", "Bot: Hello! How are you?"],
         "input": "User: Fine.\nBot:",
         "target": "Oh.",
     }
-    contexts, prompt, _ = segments(conversation.tokenizer, sample)
+    contexts, [(prompt, _)], _ = encode_sample(talk.tokenizer, sample)
     turn = {"user": "Hi there!", "bot": "Hello! How are you?"}
-    assert conversation.spell(turn) == contexts
-    conversation._hear(turn)
-    assert conversation.spell({"user": "Fine."}) == [prompt]
+    assert talk.encode(turn) == contexts
+    talk._read_turn(turn)
+    assert talk.encode({"user": "Fine."}) == [prompt]
 
 
-@pytest.mark.parametrize("format", ["llama-2", "mistral"])
-def test_prompt_formats(fresh, format):
-    """LLaMA-2-chat's and Mistral-instruct's own formats, as their makers write them; an exchange is one time step."""
-    talk = fresh(format=format, system="Be kind.")
+@pytest.mark.parametrize("template", ["llama-2", "mistral"])
+def test_templates(fresh, template):
+    """LLaMA-2-chat's and Mistral-instruct's own templates, as their makers write them; an exchange is one time step."""
+    talk = fresh(template=template, system="Be kind.")
     tell(talk, "Hi.", max_tokens=3)
-    said, encode, prompt = talk.turns[0]["bot"], talk.tokenizer.encode, talk.spell({"user": "Why?"})
-    if format == "llama-2":  # <s>[INST] <<SYS>> ... <</SYS>> user [/INST] reply </s><s>[INST] user [/INST]
+    said, encode, prompt = talk.turns[0]["bot"], talk.tokenizer.encode, talk.encode({"user": "Why?"})
+    if template == "llama-2":  # <s>[INST] <<SYS>> ... <</SYS>> user [/INST] reply </s><s>[INST] user [/INST]
         first = [1, *encode(f"[INST] <<SYS>>\nBe kind.\n<</SYS>>\n\nHi. [/INST] {said} "), 2]
         second = [1, *encode("[INST] Why? [/INST]")]
     else:  # <s>[INST] user [/INST] reply</s>[INST] user [/INST]
         first = [1, *encode(f"[INST] Be kind.\n\nHi. [/INST] {said}"), 2]
         second = encode("[INST] Why? [/INST]")
-    talk.session.memory = fresh().session.memory
-    assert talk.spell(talk.turns[0]) == [first] and len(talk.kept()) == 1
+    assert talk.encode(talk.turns[0], first=True) == [first] and len(talk.kept()) == 1
     assert prompt == [second]
 
 
-def test_usual_format(tmp_path):
-    """The format is told by the chat template, or the folder's name; a plain model takes dialogue."""
-    for name, format in {
-        "Llama-2-7b-chat-hf": "llama-2",
-        "Mistral-7B-Instruct-v0.2": "mistral",
-        "tiny": "dialogue",
-    }.items():
-        assert conversation.usual_format(tmp_path / name) == format
-    (tmp_path / "tokenizer_config.json").write_text('{"chat_template": "{{ \'[INST] \' }}"}')
-    assert conversation.usual_format(tmp_path) == "mistral"
+@pytest.mark.parametrize("template", ["dialogue", "llama-2", "mistral"])
+def test_a_system_prompt_comes_first(fresh, template):
+    """It is told in the first turn only, or before a text that is observed first; to no context, it is told each time."""
+    talk = fresh(template=template, system="Be kind.")
+    tell(talk, "Hi.", "Why?", max_tokens=2)
+    assert [turn.get("system") for turn in talk.turns] == ["Be kind.", None]
+    texts = [row["text"] for row in talk.kept()]
+    assert "Be kind." in texts[0] and not any("Be kind." in text for text in texts[1:])
+    talk = fresh(template=template, system="Be kind.")
+    talk.observe("It rains.")
+    tell(talk, "Hi.", max_tokens=2)
+    texts = [row["text"] for row in talk.kept()]
+    assert texts[:2] == ["Be kind.", "It rains."] and not any("Be kind." in text for text in texts[1:])
+    talk = fresh("none", template, "Be kind.")
+    prompts = []
+    talk.answer = lambda prompt, **_: (prompts.append(talk.tokenizer.decode(prompt)), iter(["Oh."]))[1]
+    tell(talk, "Hi.", "Why?")
+    assert all(("Be kind." in prompt) == (template != "dialogue") for prompt in prompts) and len(prompts) == 2
 
 
 def test_long_paste(fresh):
@@ -150,7 +161,7 @@ def test_long_paste(fresh):
     steps = [row["text"].removeprefix("User: ").split() for row in talk.kept()]
     assert sum(steps[:-1], []) == words and len(steps) > 6
     assert all(row["slots"] == talk.session.n for row in talk.kept())
-    assert all(len(text) <= conversation.PIECE for text in conversation.pieces("x" * 5000))
+    assert all(len(text) <= PIECE for text in pieces("x" * 5000))
 
 
 # ------------------------------------------------------------------------------------------------- what is kept of it
@@ -160,7 +171,7 @@ def test_status(fresh):
     """The status counts what was read, what is kept, and what full context would hold."""
     talk, full = fresh(), fresh("full")
     tell(talk, SAID[0])
-    full._hear(talk.turns[0])
+    full._read_turn(talk.turns[0])
     status, n = talk.status(), talk.session.n
     assert (status["step"], status["slots"]) == (2, 2 * n) and status["bytes"] == talk.session.memory.nbytes
     assert status["full_slots"] == len(full.session.memory) and status["full_bytes"] == full.session.memory.nbytes
@@ -180,17 +191,18 @@ def test_memory_does_not_grow(fresh, method):
                     total += thing.nbytes
         return total
 
-    conversation, held = fresh(method), []
-    n = conversation.session.n
+    talk, held = fresh(method), []
+    n = talk.session.n
     for turns in range(2, 22, 2):
-        tell(conversation, SAID[turns % 3], max_tokens=3)
-        memory = conversation.session.memory
+        tell(talk, SAID[turns % 3], max_tokens=3)
+        memory = talk.session.memory
         assert len(memory) == (n if method == "ccm-merge" else n * turns) and not memory.keys.requires_grad
-        held.append(tensor_bytes() - memory.nbytes - memory.columns.data.nbytes)
+        info = sum(field.nbytes for field in vars(memory.info).values())
+        held.append(tensor_bytes() - memory.nbytes - info - talk.session.heard.nbytes)
     assert held[-1] <= held[1]
 
 
-def test_what_is_listened_to(fresh):
+def test_what_is_attended_to(fresh):
     """/memory shows, for each time step and COMP token, words of that very step."""
     talk = fresh("ccm-merge")
     tell(talk, *SAID[:2])
@@ -208,7 +220,7 @@ def test_early_stop_is_a_turn(fresh):
     said = next(reply) + next(reply)
     reply.close()
     assert said and talk.turns[0]["bot"] == said
-    other._hear({"user": SAID[0], "bot": said})
+    other._read_turn({"user": SAID[0], "bot": said})
     assert same(talk, other)
 
 
@@ -220,11 +232,11 @@ def test_turn_is_kept_whole_or_not_at_all(fresh, fails):
     tell(before, SAID[0])
     read, calls = talk.session.read, []
 
-    def failing(ids, watch=False):
+    def failing(ids):
         calls.append(ids)
         if len(calls) == fails:
             raise KeyboardInterrupt
-        return read(ids, watch)
+        return read(ids)
 
     talk.session.read = failing
     with pytest.raises(KeyboardInterrupt):
@@ -232,22 +244,22 @@ def test_turn_is_kept_whole_or_not_at_all(fresh, fails):
     assert same(talk, before) and talk.turns == before.turns and talk.text_tokens == before.text_tokens
 
 
-def test_retold_by_another_method(fresh):
-    """/method and /undo read the conversation anew: the memory is as if it had been so from the beginning."""
+def test_replay_with_another_method(fresh):
+    """/method and /undo compress the conversation again: the memory is as if it had been so from the beginning."""
     talk, other = fresh(), fresh("ccm-merge")
     tell(talk, *SAID)
     for turn in talk.turns:
-        other._hear(turn)
-    assert same(talk.retold(talk.turns, fresh("ccm-merge").session), other)
+        other._read_turn(turn)
+    assert same(talk.replay(talk.turns, fresh("ccm-merge").session), other)
     shorter = fresh()
     tell(shorter, *SAID[:2])
-    assert same(talk.retold(talk.turns[:-1]), shorter)
+    assert same(talk.replay(talk.turns[:-1]), shorter)
 
 
 def test_compiled(fresh, run):
     """--compile says and keeps the same, here by its buffers alone, and after /forget; without a GPU it is refused."""
     compiled = open_conversation(compile=True)
-    for talk in (compiled, compiled.retold([])):
+    for talk in (compiled, compiled.replay([])):
         plain = fresh()
         assert isinstance(talk.session, FastSession)
         assert tell(talk, *SAID) == tell(plain, *SAID) and same(talk, plain)
@@ -259,10 +271,10 @@ def test_comparing_changes_nothing(fresh):
     """/compare answers from memory, full and no context, as these would; the conversation stays as it was."""
     talk, full, none = fresh(), fresh("full"), fresh("none")
     tell(talk, SAID[0])
-    before = talk.retold(talk.turns)
+    before = talk.replay(talk.turns)
     answers = talk.compare(SAID[2])
     assert same(talk, before) and len(talk.turns) == 1
-    full._hear(talk.turns[0])
+    full._read_turn(talk.turns[0])
     expected = {"ccm-concat": before, "full": full, "none": none}
     sizes = {name: len(other.session.memory) for name, other in expected.items()}
     assert answers == {name: (tell(other, SAID[2])[0], sizes[name]) for name, other in expected.items()}
@@ -272,12 +284,12 @@ def test_comparing_changes_nothing(fresh):
 
 
 @pytest.mark.parametrize("method, sampling", [("ccm-concat", {}), ("ccm-merge", {"temperature": 0.9, "seed": 3})])
-def test_a_saved_conversation_goes_on_the_same(fresh, tmp_path, method, sampling):
+def test_a_saved_conversation_continues_the_same(fresh, tmp_path, method, sampling):
     """Saved, and loaded by a new process: the next reply is the same, token for token, also where tokens are drawn."""
-    conversation = fresh(method)
-    tell(conversation, *SAID[:2], **sampling)
-    conversation.save(tmp_path / "ada.memory")
-    (reply,) = tell(conversation, SAID[2], **sampling)
+    talk = fresh(method)
+    tell(talk, *SAID[:2], **sampling)
+    talk.save(tmp_path / "ada.memory")
+    (reply,) = tell(talk, SAID[2], **sampling)
     options = [f"--{name}={value}" for name, value in ({"method": method} | sampling).items()]
     lines = f"/load {tmp_path / 'ada.memory'}\n{SAID[2]}\n"
     done = subprocess.run([sys.executable, "chat.py", "--device", "cpu", *options], input=lines, **IN_ROOT)
@@ -285,22 +297,25 @@ def test_a_saved_conversation_goes_on_the_same(fresh, tmp_path, method, sampling
 
 
 def test_other_models_memory_is_refused(fresh, tmp_path):
-    """A file of another method, adapter, base or format is refused with the reason, and nothing changes."""
+    """A file of another method, adapter, base or template is refused with the reason, and nothing changes."""
     talk, file = fresh(), tmp_path / "ada.memory"
     tell(talk, SAID[0])
     talk.save(file)
-    with pytest.raises(ValueError, match="another method: 'ccm-concat', not 'ccm-merge'"):
+    with pytest.raises(ValueError, match="another method: ccm-concat, not ccm-merge"):
         fresh("ccm-merge").load(file)
-    with pytest.raises(ValueError, match="another format: 'dialogue', not 'mistral'"):
-        fresh(format="mistral").load(file)
+    with pytest.raises(ValueError, match="another template: dialogue, not mistral"):
+        fresh(template="mistral").load(file)
     for name in ("base", "adapter"):
         other = fresh()
         other.made_for[name] = "0123456789abcdef"
         with pytest.raises(ValueError, match=f"another {name}"):
             other.load(file)
         assert not other.turns and not len(other.session.memory)
-    with pytest.raises(ValueError, match="is not there"):
+    with pytest.raises(ValueError, match="missing"):
         talk.load(tmp_path / "nowhere")
+    os.mkfifo(tmp_path / "pipe")  # to open one would wait for a writer
+    with pytest.raises(ValueError, match="not a regular file"):
+        talk.load(tmp_path / "pipe")
 
 
 def test_failing_to_save_destroys_nothing(fresh, tmp_path):
@@ -322,7 +337,7 @@ def test_failing_to_save_destroys_nothing(fresh, tmp_path):
 @pytest.fixture(scope="module")
 def saved(opened, tmp_path_factory):
     """A conversation's memory, its file, and that file's tensors and description."""
-    talk, file = opened["ccm-merge"].retold([]), tmp_path_factory.mktemp("saved") / "ada.memory"
+    talk, file = opened["ccm-merge"].replay([]), tmp_path_factory.mktemp("saved") / "ada.memory"
     tell(talk, *SAID[:2])
     talk.save(file)
     whole = file.read_bytes()
@@ -333,7 +348,7 @@ def saved(opened, tmp_path_factory):
 def survives(saved, data):
     """A file is refused in one line, or talked on from; nothing third."""
     talk, file, *_ = saved
-    talk = talk.retold([])
+    talk = talk.replay([])
     file.with_name("crafted").write_bytes(data)
     try:
         talk.load(file.with_name("crafted"))
@@ -406,7 +421,7 @@ def test_crafted_tensors(saved, data):
         tensors[name] = tensors[name][: data.draw(st.integers(0, 7))].contiguous()
     else:
         flat, numbers = tensors[name].view(-1), st.integers(-(2**63), 2**63 - 1) | st.integers(-3, 9)
-        number = data.draw(numbers if name == "columns" else st.sampled_from([float("nan"), float("inf"), -3.0e38]))
+        number = data.draw(numbers if name == "info" else st.sampled_from([float("nan"), float("inf"), -3.0e38]))
         flat[data.draw(st.integers(0, len(flat) - 1))] = number
     survives(saved, safetensors.torch.save(tensors, {"about": json.dumps(about)}))
 
@@ -416,12 +431,12 @@ def test_numbers_that_no_memory_has(saved):
     *_, tensors, about = saved
     save = lambda tensors, about: safetensors.torch.save(tensors, {"about": json.dumps(about)})
     assert survives(saved, save(tensors, about))
-    for column, number in ((0, 1), (1, 3), (2, 2), (3, 99), (4, 2**40), (5, 1), (6, 2)):
-        data = tensors["columns"].clone()
-        data[0, column] = number
-        assert not survives(saved, save(tensors | {"columns": data}, about)), column
+    for name, number in {"kind": PAD, "step": 99, "slot": 99, "order": 2**40, "question": 1}.items():
+        info = tensors["info"].clone()
+        info[0, FIELDS.index(name)] = number
+        assert not survives(saved, save(tensors | {"info": info}, about)), name
     assert not survives(saved, save(tensors | {"keys": tensors["keys"] * float("inf")}, about))
-    assert not survives(saved, save(tensors, about | {"position": -1}))
+    assert not survives(saved, save(tensors, about | {"text": -1}))
     assert not survives(saved, save(tensors, about | {"step": True}))
     assert not survives(saved, safetensors.torch.save(tensors, {"about": "[" * 100_000}))
     assert not survives(saved, b"\x80\x04cos\nsystem\n(S'true'\ntR.")
@@ -458,7 +473,7 @@ def test_wrong_commands(run):
     """In a script, a command that cannot be done ends it with one clear line (which exits with status 2)."""
     for line, says in {
         "/magic": "/help lists them",
-        "/save": "wants a file",
+        "/save": "needs a file",
         "/undo": "no turn",
         "/method x": "ccm-x",
     }.items():
@@ -466,12 +481,73 @@ def test_wrong_commands(run):
             run(line)
 
 
+def test_export_of_an_empty_context(fresh, tmp_path):
+    """A transcript has all that was observed, an empty text and a system prompt included."""
+    talk = fresh(system="Be kind.")
+    talk.observe("")
+    tell(talk, "Hi.", max_tokens=2)
+    chat.Terminal(talk, {}, {}, chat.Console(quiet=True), False, False).line(f"/export {tmp_path / 'said'}")
+    assert (tmp_path / "said").read_text() == f"Be kind.\n\nUser: Hi.\nBot: {talk.turns[-1]['bot']}\n"
+
+
+WRONG_OPTIONS = [
+    *[("--temperature", value) for value in ("-1", "1e-40", "101", "nan", "inf", "x", "")],
+    *[("--top-p", value) for value in ("0", "-1", "1e-300", "1.1", "nan", "x", "")],
+    *[("--max-tokens", value) for value in ("0", "-1", "1e3", "65537", "9" * 30, "x", "")],
+    *[("--seed", value) for value in ("-1", "9" * 30, "1.5", "x", "")],
+    *[("--n", value) for value in ("0", "-1", "100000000", "x", "")],
+    *[(name, "") for name in ("--model", "--adapter", "--init", "--method", "--template", "--script", "--record")],
+    *[("--device", value) for value in ("meta", "x", "")],
+    *[("--dtype", value) for value in ("int8", "")],
+    ("--template", "x"),
+    ("--method", "x"),
+    ("--method", "missing.py"),
+    ("--model", "missing"),
+    ("--adapter", "missing"),
+    ("--script", "missing"),
+    ("--script", "/dev/zero"),
+    ("--record", "a.svg"),
+    ("--record", "missing/a.svg"),
+    ("--model", "bad\x1b[31m\nname"),
+]
+
+
+@pytest.mark.parametrize("name, value", WRONG_OPTIONS)
+def test_wrong_options(monkeypatch, capsys, name, value):
+    """Each wrong value gets one printable line on stderr, exit status 2, and no reply."""
+    more = ["--script", os.devnull] if (name, value) == ("--record", "missing/a.svg") else []
+    monkeypatch.setattr("sys.argv", ["chat.py", f"{name}={value}", *more])
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"Hello.\n"), "utf-8"))
+    with pytest.raises(SystemExit) as stopped:
+        chat.options.run(chat.main)
+    out, error = capsys.readouterr()
+    assert stopped.value.code == 2 and out == ""
+    assert error.startswith("error: ") and error[:-1].isprintable() and error.endswith("\n") and len(error) < 400
+
+
+def test_half_surrogates(run, fresh):
+    """Bytes that are no text, in --system or typed, are left out, and the rest is read."""
+    replies = run(text=b"Hi \x80there.\n", options=["--system", "Be \udcffkind.\x1b[31m"])  # as Python decodes argv
+    assert len(replies) == 1 and "\x1b" not in replies[0]
+    talk = fresh(system="Be \ud83dkind.")
+    tell(talk, "Hi \udc80there.")
+    assert talk.turns[0]["system"] == "Be kind." and talk.turns[0]["user"] == "Hi there."
+    talk.observe("\ud83d")
+    talk.compare("\udc80?", max_tokens=2)
+
+
+def test_a_template_that_does_not_fit(run):
+    """A model without the template's control tokens is refused in one line, before anything is read."""
+    with pytest.raises(ValueError, match="tokenizer has no <|im_start|>".replace("|", "[|]")):
+        run("Hi.", options=["--template", "chatml"])
+
+
 def test_harmless(run):
     """Invalid UTF-8, control characters, emoji, empty lines: what holds text has a reply."""
     text = b"\xff\xfe hi \x80\n\n   \n\x1b[31mred\x07\x00\n\xf0\x9f\xa6\x80\xe2\x80\x8d\xf0\x9f\xa6\x80\n\x1b\x00\nbye"
     lines = run(text=text)
     assert len(lines) == 4 and not any("\x1b" in line for line in lines)
-    assert conversation.clean("a\x1b\x00\ud800b\u200d\U0001f980\n") == "ab\u200d\U0001f980\n"
+    assert clean("a\x1b\x9b\x00\ud800b\u200d\U0001f980\n") == "ab\u200d\U0001f980\n"
 
 
 def test_closed_pipe():
@@ -488,9 +564,9 @@ def test_in_a_terminal(no_color):
     if not child:
         os.chdir(ROOT)
         os.environ |= {"NO_COLOR": no_color, "TERM": "xterm", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        slow = "import chat, minccm.online as o, time; g = o.Session.generate\n"
-        slow += "o.Session.generate = lambda *a, **k: (time.sleep(0.2) or t for t in g(*a, stop=False, **k))\n"
-        slow += "chat.cli.run(chat.main)"
+        slow = "import chat, time; from minccm.session import Session; generate = Session.generate\n"
+        slow += "def slowly(*a, **k): return (time.sleep(0.2) or t for t in generate(*a, **k | {'stop_ids': ()}))\n"
+        slow += "Session.generate = slowly\nchat.options.run(chat.main)"
         os.execv(sys.executable, [sys.executable, "-c", slow, "--device", "cpu", "--max-tokens", "600"])
     seen = b""
 
@@ -502,7 +578,7 @@ def test_in_a_terminal(no_color):
             assert select.select([terminal], [], [], 60)[0], seen
             seen += os.read(terminal, 1000)
 
-    until(b"Ctrl-D leaves", b"> ")
+    until(b"Ctrl-D exits", b"> ")
     coloured = b"\x1b[2m" in seen
     os.write(terminal, b"Hello.\r")
     until(b"Hello.\r\n")
@@ -517,7 +593,7 @@ def test_in_a_terminal(no_color):
     os.write(terminal, b"/nonsense\r")
     until(b"there is no command", b"> ")
     os.write(terminal, b"\x1b[A\x1b[A\x01/export \x0b\r")  # twice back, then the line is edited: history and editing
-    until(b"wants a file", b"> ")
+    until(b"needs a file", b"> ")
     time.sleep(0.5)  # the prompt stands a moment before Python waits for keys and notices signals
     os.write(terminal, b"\x03")  # at the prompt, Ctrl-C does nothing
     until(b"> ")

@@ -83,7 +83,7 @@ def test_answers_are_recalled(split, seed):
 
 
 def test_answers_in_contexts(made):
-    """The contexts that are said to answer are the Bot's, and say what a context before the question has told."""
+    """The contexts in "answers" are the Bot's, and repeat a fact from a context before the question."""
     every = {value for tables in dialog.VALUES.values() for table in tables for value in table}
     answers = 0
     for sample, _ in made["train"][:300]:
@@ -114,7 +114,7 @@ def test_further_questions(made):
 
 
 def test_every_time_step_and_distance():
-    """generate_at keeps to the time step and the distance that are asked for, and its samples are sound as well."""
+    """generate_at keeps to its time step and distance, and its samples are sound as well."""
     for step in range(1, 29):
         for distance in range(1, min(step, 20) + 1):
             (sample,) = dialog.generate_at("train", 1, step, seed=step, distance=distance)
@@ -127,7 +127,7 @@ def test_every_time_step_and_distance():
 
 
 def test_answer_by_chance(monkeypatch):
-    """A dialogue in which small talk happens to say the answer after its fact was told is thrown away."""
+    """A dialogue is discarded if small talk repeats the answer by chance after its fact was told."""
 
     def gossip(self):
         return f"I heard of {self.rng.choice(self.told).value if self.told else 'nothing'}.", "Me too.", None

@@ -301,7 +301,7 @@ def test_persona_splits_share_no_persona():
 
 
 def test_persona_of_is_the_persona_of_the_sample():
-    """`persona_of` tells the habits of sample i: 3 or 4 domains, 2 conditions each; its entries tell of no other."""
+    """`persona_of` tells the habits of sample i: 3 or 4 domains, 2 conditions each; its entries are about no other."""
     for index, (events, asked, target) in enumerate(parsed("test")):
         habits = persona.persona_of("test", index)
         assert len(habits) in (6, 8)
@@ -312,7 +312,7 @@ def test_persona_of_is_the_persona_of_the_sample():
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_persona_entries_follow_the_habits(split):
-    """About nine entries in ten tell the habit, and the habit that is asked for leads with at least two."""
+    """About nine entries in ten tell the habit, and the habit of the question leads with at least two."""
     habitual = 0
     for index, (events, asked, target) in enumerate(parsed(split)):
         habits = set(persona.persona_of(split, index))
@@ -324,7 +324,7 @@ def test_persona_entries_follow_the_habits(split):
 
 
 def test_persona_options_are_the_choices_of_the_domain():
-    """The options are the four choices of the domain that is asked for."""
+    """The options are the four choices of the question's domain."""
     for sample in samples(persona, "train"):
         assert sorted(sample["options"]) == sorted(persona.CHOICES[DOMAIN_BY_CHOICE[sample["target"]]])
 

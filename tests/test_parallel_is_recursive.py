@@ -1,4 +1,4 @@
-"""The paper's parallel training claims that one masked pass equals the recursion over time. So it must, to rounding."""
+"""Parallel training and the recursion over time give the same logits and gradients, for every method, in float64."""
 
 from dataclasses import replace
 
@@ -7,121 +7,122 @@ import torch.nn.functional as F
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from minccm.layout import collate, lay_out
-from minccm.mask import predict
-from minccm.methods import METHODS, get_method
-from minccm.online import Session
-from tests.conftest import random_model
+from minccm.io.options import load_method
+from minccm.methods import METHODS, TokenInfo, attention_mask, get_method
+from minccm.parallel import forward_parallel
+from minccm.sequence import build_sequence, pad_batch
+from minccm.session import Session
+from tests.conftest import ROOT, random_model
+
+EXAMPLES = [load_method(str(path)) for path in sorted((ROOT / "examples").glob("*.py"))]
+STEP1 = replace(get_method("full"), name="step 1", conditional=False)  # the paper's step 1 is trained this way
+ALL_METHODS = [*METHODS.values(), *EXAMPLES, STEP1]
 
 tokens = st.integers(3, 39)
-samples = st.tuples(
-    st.lists(st.lists(tokens, max_size=20), min_size=1, max_size=8),  # contexts
+questions = st.tuples(
     st.lists(tokens, min_size=1, max_size=6),  # input
-    st.lists(tokens, min_size=1, max_size=6),  # target
+    st.lists(tokens, min_size=1, max_size=6),  # output
 )
+samples = st.tuples(st.lists(st.lists(tokens, max_size=20), min_size=1, max_size=8), questions)  # contexts, question
 batches = st.lists(samples, min_size=1, max_size=4)
-methods = st.builds(get_method, st.sampled_from(sorted(METHODS)), st.booleans())
+methods = st.builds(lambda method, sink: replace(method, sink=sink), st.sampled_from(ALL_METHODS), st.booleans())
 quick = settings(max_examples=60, deadline=None, derandomize=True)
+TOLERANCE = dict(atol=1e-9, rtol=1e-9)
 
 
-def recursive_logits(model, method, n, contexts, text):
+def recursive_session(model, method, n, contexts) -> Session:
+    """A session that has read the contexts, as the method reads them."""
     session = Session(model, method, n)
-    for context in [sum(contexts, [])] if method.comp == "end" else contexts:
+    for context in [sum(contexts, [])] if method.comp_after == "end" else contexts:
         session.read(context)
-    return session.logits(text)
+    return session
 
 
-def parallel_logits(model, method, n, rows):
-    """Logits at the places that predict the targets, sample by sample, of rows that each pack some samples."""
-    layouts = [[lay_out(method, n, 40, *sample) for sample in row] for row in rows]
-    logits, _ = predict(model, method, collate(layouts))
-    return logits.split([len(sample[2]) for row in rows for sample in row])
+def recursive_logits(model, method, n, contexts, question):
+    """Logits at the tokens that predict the output, step by step."""
+    input, output = question
+    return recursive_session(model, method, n, contexts).logits(input + output)[-len(output) - 1 : -1]
 
 
-def gradients(model, logits, target) -> dict:
-    """Those of the loss, by name; 0 where a parameter plays no part."""
+def parallel_logits(model, method, n, samples):
+    """Logits at the tokens that predict the outputs: a tensor per question of the samples (contexts, *questions)."""
+    sequences = [build_sequence(method, n, 40, contexts, questions) for contexts, *questions in samples]
+    logits = forward_parallel(model, method, pad_batch(sequences))
+    return logits.split([len(output) for _, *questions in samples for _, output in questions])
+
+
+def gradients(model, logits, output) -> dict:
+    """Gradients of the loss by name; 0 where the loss does not depend on a parameter."""
     trained = model.adapter_state()
-    loss = F.cross_entropy(logits, torch.tensor(target)) + 0.0 * sum(p.sum() for p in trained.values())
+    loss = F.cross_entropy(logits, torch.tensor(output)) + 0.0 * sum(p.sum() for p in trained.values())
     return dict(zip(trained, torch.autograd.grad(loss, list(trained.values()))))
 
 
-@quick
-@given(methods, st.integers(1, 8), batches, st.booleans())
-def test_logits(method, n, batch, packed):
-    """In float64 within 1e-9, for every method, with and without sink, packed in one row or padded in many."""
+@settings(quick, max_examples=100)
+@given(methods, st.integers(1, 8), batches)
+def test_logits(method, n, batch):
+    """Padded batches of random samples: logits within 1e-9 of the recursion, with and without a sink."""
     model = random_model(n, learned=method.learned)
-    rows = [batch] if packed else [[sample] for sample in batch]
-    for (contexts, input, target), logits in zip(batch, parallel_logits(model, method, n, rows)):
-        expected = recursive_logits(model, method, n, contexts, input + target)[-len(target) - 1 : -1]
-        torch.testing.assert_close(logits, expected, atol=1e-9, rtol=1e-9)
+    for (contexts, question), logits in zip(batch, parallel_logits(model, method, n, batch)):
+        torch.testing.assert_close(logits, recursive_logits(model, method, n, contexts, question), **TOLERANCE)
+
+
+@settings(quick, max_examples=50)
+@given(methods, st.integers(1, 4), samples)
+def test_gradients(method, n, sample):
+    """The gradients of the parallel pass are those of backpropagation through the recursion."""
+    contexts, question = sample
+    model = random_model(n, learned=method.learned)
+    parallel = gradients(model, parallel_logits(model, method, n, [sample])[0], question[1])
+    recursive = gradients(model, recursive_logits(model, method, n, contexts, question), question[1])
+    for name, expected in recursive.items():
+        torch.testing.assert_close(parallel[name], expected, **TOLERANCE)
 
 
 @settings(quick, max_examples=20)
-@given(batches, st.booleans())
-def test_slots_with_rates_of_their_own(batch, packed):
-    """A method whose slots merge at three different rates, as `rate` may give them: the same logits both ways."""
-    own = replace(
-        get_method("ccm-merge"), name="own-rates", rate=lambda t: t ** -torch.tensor([0.3, 1.0, 2.0]).double()
-    )
+@given(batches)
+def test_merge_rates_of_single_slots(batch):
+    """A method can give each slot a merge rate of its own."""
+    rates = torch.tensor([0.3, 1.0, 2.0], dtype=torch.float64)
+    method = replace(get_method("ccm-merge"), name="three rates", merge_rate=lambda t: t**-rates)
     model = random_model(3)
-    rows = [batch] if packed else [[sample] for sample in batch]
-    for (contexts, input, target), logits in zip(batch, parallel_logits(model, own, 3, rows)):
-        expected = recursive_logits(model, own, 3, contexts, input + target)[-len(target) - 1 : -1]
-        torch.testing.assert_close(logits, expected, atol=1e-9, rtol=1e-9)
-
-
-@settings(quick, max_examples=25)
-@given(methods, st.integers(1, 4), samples)
-def test_gradients(method, n, sample):
-    """Gradients of the parallel pass are those of backpropagation through the recursion."""
-    contexts, input, target = sample
-    model = random_model(n, learned=method.learned)
-    (logits,) = parallel_logits(model, method, n, [[sample]])
-    got = gradients(model, logits, target)
-    logits = recursive_logits(model, method, n, contexts, input + target)[-len(target) - 1 : -1]
-    for name, expected in gradients(model, logits, target).items():
-        torch.testing.assert_close(got[name], expected, atol=1e-9, rtol=1e-9)
+    for (contexts, question), logits in zip(batch, parallel_logits(model, method, 3, batch)):
+        torch.testing.assert_close(logits, recursive_logits(model, method, 3, contexts, question), **TOLERANCE)
 
 
 @settings(quick, max_examples=40)
 @given(methods, st.integers(1, 4), batches)
-def test_packing_changes_nothing(method, n, batch):
-    """A sample's logits are the same alone, padded in a batch, and packed among others."""
+def test_padding_changes_nothing(method, n, batch):
+    """The logits of a sample are the same alone and in a padded batch."""
     model = random_model(n, learned=method.learned)
-    alone = [parallel_logits(model, method, n, [[sample]])[0] for sample in batch]
-    padded = parallel_logits(model, method, n, [[sample] for sample in batch])
-    packed = parallel_logits(model, method, n, [batch[:1], batch[1:]] if batch[1:] else [batch])
-    for one, two, three in zip(alone, padded, packed):
-        torch.testing.assert_close(two, one, atol=1e-9, rtol=1e-9)
-        torch.testing.assert_close(three, one, atol=1e-9, rtol=1e-9)
+    alone = [parallel_logits(model, method, n, [sample])[0] for sample in batch]
+    for one, other in zip(alone, parallel_logits(model, method, n, batch)):
+        torch.testing.assert_close(one, other, **TOLERANCE)
 
 
 @settings(quick, max_examples=40)
-@given(methods, st.integers(1, 4), samples, st.lists(samples.map(lambda sample: sample[1:]), max_size=3), samples)
-@example(get_method("full"), 1, ([[7]], [8], [9]), [([10], [11])], ([], [12], [13]))  # sees most, and may need no mask
-def test_questions_of_one_memory_do_not_see_each_other(method, n, sample, more, other):
-    """Several questions in one pass get the logits that each would get if it were the only one."""
-    contexts, *first = sample
+@given(methods, st.integers(1, 4), samples, st.lists(questions, max_size=3), samples)
+@example(get_method("full"), 1, ([[7]], ([8], [9])), [([10], [11])], ([], ([12], [13])))
+def test_questions_of_one_memory(method, n, sample, more, other):
+    """Several questions in one pass get the logits that each of them gets alone, and in the recursion."""
+    contexts, first = sample
     model = random_model(n, learned=method.learned)
-    layouts = [lay_out(method, n, 40, *sample, more=more), lay_out(method, n, 40, *other)]
-    targets = [target for _, target in [first, *more, other[1:]]]
-    for rows in ([layouts], [[layout] for layout in layouts]):
-        together = predict(model, method, collate(rows))[0].split([len(target) for target in targets])
-        for (input, target), logits in zip([first, *more], together):
-            (alone,) = parallel_logits(model, method, n, [[(contexts, input, target)]])
-            torch.testing.assert_close(logits, alone, atol=1e-9, rtol=1e-9)
+    together = parallel_logits(model, method, n, [(contexts, first, *more), other])
+    for question, logits in zip([first, *more], together):
+        alone = parallel_logits(model, method, n, [(contexts, question)])[0]
+        torch.testing.assert_close(logits, alone, **TOLERANCE)
+        torch.testing.assert_close(logits, recursive_logits(model, method, n, contexts, question), **TOLERANCE)
 
 
 @quick
 @given(methods, st.integers(1, 8), samples)
-def test_memory_holds_what_is_seen(method, n, sample):
-    """Online, the memory has as many KV pairs as the parallel pass lets the last step see: nothing more is kept."""
-    contexts = [sum(sample[0], [])] if method.comp == "end" else sample[0]
-    session = Session(random_model(n, learned=method.learned), method, n)
-    for context in contexts:
-        session.read(context)
-    layout = lay_out(method, n, 40, *sample)
-    from eval import memory_pairs
-
-    assert len(session.memory) == memory_pairs(method, layout)
-    assert session.memory.position == (sum(map(len, contexts)) if method.reads else 0)
+def test_memory_holds_what_is_read(method, n, sample):
+    """The online memory holds exactly the KV pairs that the input attends to in the parallel pass, and no others."""
+    contexts, question = sample
+    memory = recursive_session(random_model(n, learned=method.learned), method, n, contexts).memory
+    sequence = build_sequence(method, n, 40, contexts, [question])
+    keys = TokenInfo.cat([sequence.info, sequence.slots])
+    query = sequence.info[-1:]
+    read = attention_mask(method, query, keys)[0] & (keys.step < query.step)
+    assert len(memory) == int(read.sum())
+    assert memory.text == (sum(map(len, contexts)) if method.reads_context else 0)

@@ -1,4 +1,4 @@
-"""Real data: DailyDialog is what the authors' pipeline made of it, and what is wrong with a file is named."""
+"""Real data: DailyDialog equals the output of the authors' pipeline, and errors name the file and the line."""
 
 import gzip
 import json
@@ -13,9 +13,9 @@ import pytest
 
 import data
 from data import dailydialog, lamp, metaicl, prepared, soda, text
-from minccm.layout import lay_out, segments
+from minccm.io.tokenizer import Tokenizer
 from minccm.methods import get_method
-from minccm.tokenizer import Tokenizer
+from minccm.sequence import build_sequence, encode_sample
 from tests.conftest import ROOT, oracle
 
 RECORDED = oracle("dialog") / "dailydialog.json"
@@ -24,7 +24,7 @@ RAW = Path(os.environ.get("MINCCM_DATA", ROOT.parent / "shared" / "data"))
 
 @pytest.fixture
 def prepare(monkeypatch, capsys, tmp_path):
-    """Runs `python -m data.NAME`; returns (exit status, what was printed, the folder)."""
+    """Runs `python -m data.NAME`; returns (exit status, printed text, the folder)."""
 
     def call(module, path, *more):
         name, folder = module.__name__.removeprefix("data."), tmp_path / "prepared"
@@ -66,18 +66,18 @@ def test_dailydialog_is_the_authors(recorded, prepare):
     for t, of_step in samples.items():
         counts = Counter(dialogs=len(of_step))
         for sample in of_step:
-            contexts, input, target = segments(tokenizer, sample)
-            counts["context_tokens"] += (
-                sum(map(len, contexts)) - 1 - between * (len(contexts) - 1)
-            )  # they count turns alone
+            contexts, ((input, output),), _ = encode_sample(tokenizer, sample)
+            in_contexts = sum(map(len, contexts)) - 1  # the authors count neither BOS, EOS nor separators
+            counts["context_tokens"] += in_contexts - between * (len(contexts) - 1)
             counts["input_tokens"] += len(input) - 2 * between
-            counts["target_tokens"] += len(target) - 1
+            counts["target_tokens"] += len(output) - 1
         assert len(of_step) == expected["eval_dialogs"][str(t)]
         assert counts == expected["eval_tokens"][str(t)]
     for case in expected["cases"]:
-        parts = segments(tokenizer, samples[case["time_step"]][case["index"]])
-        layout = lay_out(get_method("ccm-concat"), len(expected["comp_token"]), tokenizer.vocab_size, *parts)
-        assert layout.tokens.tolist() == case["input_ids"] + case["output_ids"]
+        contexts, questions, _ = encode_sample(tokenizer, samples[case["time_step"]][case["index"]])
+        n, size = len(expected["comp_token"]), tokenizer.vocab_size
+        sequence = build_sequence(get_method("ccm-concat"), n, size, contexts, questions)
+        assert sequence.tokens.tolist() == case["input_ids"] + case["output_ids"]
 
 
 # The others, on small files of the same form.
@@ -148,7 +148,7 @@ def test_samples_are_formatted_as_in_the_paper(prepare, tmp_path):
     assert sample["contexts"] == [f"This is turn {i}." for i in range(7)] and sample["target"] == "This is turn 8."
 
     status, printed, folder = prepare(metaicl, metaicl_folder(tmp_path / "metaicl"))
-    assert status == 0 and "2 train tasks, 1 test tasks" in printed and "83 tasks are not there" in printed
+    assert status == 0 and "2 train tasks, 1 test tasks" in printed and "83 tasks are missing" in printed
     samples = data.at_step(str(folder), "test", 2, 0)
     assert [sample["contexts"] for sample in samples] == [
         ["Input: dream number 0 Output: no", "Input: dream number 1 Output: yes"]
@@ -173,7 +173,7 @@ def test_samples_are_formatted_as_in_the_paper(prepare, tmp_path):
     sample = data.source(str(folder), "train")(0)
     (number, *_), *_ = [[int(word.removeprefix("word")) for word in part.split()] for part in sample["contexts"]]
     read = " ".join([*sample["contexts"], sample["input"], sample["target"]]).split()
-    assert read == [f"word{number + i}" for i in range(len(read))]  # the text goes on without a gap
+    assert read == [f"word{number + i}" for i in range(len(read))]  # no word is missing between the parts
 
 
 def test_a_mixture_takes_turns():
@@ -181,12 +181,12 @@ def test_a_mixture_takes_turns():
     assert data.expand("unified,dialog") == ["metaicl", "soda", "dialog"]
 
 
-SPOILT = [  # dataset, folder, file, line to spoil or None for the whole file, what is there instead, what is said
+SPOILT = [  # dataset, folder, file, line to spoil, its new content, the error
     (soda, soda_folder, "train.jsonl", 7, '{"dialogue": [1, 2]}', "line 7: 'dialogue' is missing"),
-    (soda, soda_folder, "train.jsonl", 7, '{"dialogue": ["a"', "line 7: no JSON"),
+    (soda, soda_folder, "train.jsonl", 7, '{"dialogue": ["a"', "line 7: not JSON"),
     (soda, soda_folder, "train.jsonl", 7, "\udcff", "line 7: this is not UTF-8"),
     (metaicl, metaicl_folder, "emo/emo_16384_100_train.jsonl", 3, '{"input": "x", "output": "y"}', "line 3: the field"),
-    (metaicl, metaicl_folder, "emo/emo_16384_100_train.jsonl", 3, "[]", "line 3: a record is a JSON object"),
+    (metaicl, metaicl_folder, "emo/emo_16384_100_train.jsonl", 3, "[]", "line 3: a record must be a JSON object"),
     (metaicl, metaicl_folder, "dream/dream_16_100_test.jsonl", 2,
      '{"input": "x", "output": "y", "options": ["z"]}', "line 2: 'output' is not among"),
     (text, text_folder, "book.txt", 5, "\udcff", "line 5: this is not UTF-8"),
@@ -195,14 +195,14 @@ SPOILT = [  # dataset, folder, file, line to spoil or None for the whole file, w
 
 @pytest.mark.parametrize("module,make,file,line,instead,says", SPOILT)
 def test_a_bad_record_is_named_or_skipped(prepare, tmp_path, module, make, file, line, instead, says):
-    """A bad record stops with file and line; with --skip-bad it is left out, counted and told."""
+    """A bad record is an error with file and line; with --skip-bad it is left out, counted and printed."""
     path = make(tmp_path / "raw") / file
     lines = path.read_text().split("\n")
     lines[line - 1] = instead
     path.write_text("\n".join(lines), errors="surrogateescape")
     status, printed, folder = prepare(module, tmp_path / "raw")
     assert status == 2 and f"{path}, {says}" in printed and "Traceback" not in printed
-    assert not folder.exists() or not list(folder.iterdir())  # nothing half made is left
+    assert not folder.exists() or not list(folder.iterdir())  # no unfinished file is left
     status, printed, _ = prepare(module, tmp_path / "raw", "--skip-bad")
     assert status == 0 and "bad: 1" in printed and f"{path}, {says}" in printed
 
@@ -225,7 +225,7 @@ def test_a_bad_dialogue_or_question_is_named_or_skipped(prepare, tmp_path):
     assert prepare(lamp, raw, "--skip-bad")[0] == 0
     (raw / "train_questions.json").write_text('[\n{"id": 1,\n}]')
     status, printed, _ = prepare(lamp, raw)
-    assert status == 2 and "train_questions.json, line 3: no JSON" in printed
+    assert status == 2 and "train_questions.json, question 1, from line 2: not JSON" in printed
 
 
 MAKERS = (
@@ -239,7 +239,7 @@ MAKERS = (
 
 @pytest.mark.parametrize("module,make", MAKERS)
 def test_empty_foreign_and_missing_files(prepare, tmp_path, module, make):
-    """An empty file, a folder of another dataset, one with nothing in it, and none: one line that says so."""
+    """An empty file, a folder of another dataset, an empty and a missing folder: each is an error of one line."""
     raw = make(tmp_path / "raw")
     for other, elsewhere in MAKERS:
         if other is not module:
@@ -260,7 +260,7 @@ def test_empty_foreign_and_missing_files(prepare, tmp_path, module, make):
 
 
 def test_compressed_and_cut_off(prepare, tmp_path):
-    """.xz and .gz are read as they are; one that is cut off is said to be."""
+    """.xz and .gz are read like plain files; the error for a truncated one says that it is cut off."""
     raw = soda_folder(tmp_path)
     plain = (raw / "train.jsonl").read_bytes()
     (raw / "train.jsonl").unlink()
@@ -275,7 +275,7 @@ def test_compressed_and_cut_off(prepare, tmp_path):
 
 
 def test_one_bad_record_among_many(prepare, tmp_path):
-    """In the last line of a long file it is found, and the rest is read back from its place without loading it all."""
+    """A bad last line of a long file is found; a prepared record is read from its place without loading the file."""
     good = json.dumps({"dialogue": ["Hello.", "Hi.", "Bye."]})
     path = tmp_path / "many.jsonl"
     path.write_text((good + "\n") * 250000 + '{"dialogue": "Hello."}\n')
@@ -288,7 +288,7 @@ def test_one_bad_record_among_many(prepare, tmp_path):
 
 
 def test_unprepared_and_broken(tmp_path):
-    """A dataset that is not prepared yet is answered with the command; a broken folder with one line."""
+    """The error for a dataset that is not prepared yet names the command; for a broken folder it is one line."""
     if not prepared.folder_of("lamp"):
         with pytest.raises(ValueError, match="python -m data.lamp PATH"):
             data.source("lamp", "train")
@@ -298,7 +298,7 @@ def test_unprepared_and_broken(tmp_path):
 
 
 def test_limits_in_tokens(prepare, tmp_path):
-    """What is too long is left out: a demonstration, all beyond 1,024 tokens, profiles, dialogues (4 bytes a token)."""
+    """Too long parts are left out: a demonstration, all beyond 1,024 tokens, profiles, dialogues (4 bytes a token)."""
     raw = metaicl_folder(tmp_path / "metaicl")
     long = [
         {"task": "dream", "input": "x" * size, "output": "yes", "options": ["no", "yes"]} for size in (2000, *[780] * 8)
@@ -307,7 +307,7 @@ def test_limits_in_tokens(prepare, tmp_path):
     status, printed, folder = prepare(metaicl, raw)
     assert status == 0 and "1 examples of more than 256 tokens" in printed
     (sample, *_) = data.at_step(str(folder), "test", 16, 0)
-    assert len(sample["contexts"]) == 5  # of 195 + 2 + 2 + 1 tokens each, beside the 10 of the question itself
+    assert len(sample["contexts"]) == 5  # of 195 + 2 + 2 + 1 tokens each; the question itself has 10
 
     raw = lamp_folder(tmp_path / "lamp")
     questions = json.loads((raw / "train_questions.json").read_text())

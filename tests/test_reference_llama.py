@@ -4,9 +4,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from minccm.checkpoint import load_model
+from minccm.io.weights import load_model
 from minccm.methods import get_method
-from minccm.online import Session
+from minccm.session import Session
 from tests.conftest import oracle
 
 FOLDER = oracle("llama")
@@ -24,5 +24,5 @@ def test_logits_and_greedy_text(name):
 
     greedy = expected["greedy"].flatten().tolist()[-24:]
     session = Session(model, get_method("full"), 0)
-    session.read(ids[0, :6].tolist())  # part as context, part as input: to full context it is all one
-    assert list(session.generate(ids[0, 6:10].tolist(), max_tokens=24, stop=False)) == greedy
+    session.read(ids[0, :6].tolist())  # with full context, the border between context and input does not matter
+    assert list(session.generate(ids[0, 6:10].tolist(), max_tokens=24, stop_ids=())) == greedy

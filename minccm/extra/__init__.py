@@ -1,0 +1,1 @@
+"""Beyond the paper's core: streaming, recurrent training, distillation, curricula, and conversations."""

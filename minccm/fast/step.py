@@ -1,0 +1,323 @@
+"""One optimizer step's samples to a loss and gradients, in a plain and a fast form: all that train.py knows of speed.
+
+    step = make_step(model, method, fast="auto")
+    batches = step.batches(sequences)                 # on the CPU, in the workers of a data loader
+    loss = step.backward(batches, total_weight)       # gradients are added to p.grad of what trains
+
+Both forms give the same numbers. The plain one pads sequences of like length to a batch, and calls the core.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from minccm.fast import distributed
+from minccm.fast.block_mask import Blocks, batch_blocks
+from minccm.fast.driver import PackedForward
+from minccm.fast.fused import join_weights
+from minccm.fast.graphs import Replayed
+from minccm.fast.packing import NO_MIN_SIZES, PackedBatch, bucket_by_length, fill_rows, pack_rows
+from minccm.fast.sparse_merge import Mixture, mixed_weights
+from minccm.methods import METHODS, Method
+from minccm.model import Transformer
+from minccm.parallel import ParallelKV, forward_parallel, merge_matrix
+from minccm.sequence import Sequence, pad_batch
+
+LARGE = 5e8  # parameters; compiling pays from here on
+MAX_ROW = 65536  # tokens of one forward pass, at most
+
+
+def padded_batches(sequences: list[Sequence], max_tokens: int) -> list[Sequence]:
+    """Batches of sequences of like length, each of at most max_tokens tokens with padding (or one sequence)."""
+    buckets = bucket_by_length([len(x) for x in sequences], max_tokens)
+    return [pad_batch([sequences[i] for i in bucket]) for bucket in buckets]
+
+
+def teacher_method(method: Method) -> Method:
+    """The teacher of distillation: text attends to all earlier text and to no COMP token, which is full context."""
+    return replace(method, attends=METHODS["full"].attends, merge_rate=None, learned=(), conditional=True)
+
+
+def weighted_loss(
+    logits: Tensor, labels: Tensor, weights: Tensor, teacher: Tensor | None = None, distill: float = 0.0
+) -> Tensor:
+    """The sum over R tokens of weight * cross-entropy in nats, plus, where the weight is at least 1, distill * KL.
+
+    logits (R, vocab_size), labels and weights (R,). KL(teacher || student) is in nats; teacher: its logits.
+    """
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    loss = (F.cross_entropy(logits.to(dtype), labels, reduction="none") * weights).sum()
+    if teacher is None:
+        return loss
+    logits, teacher = (x.to(dtype).log_softmax(-1) for x in (logits, teacher))
+    kl = F.kl_div(logits, teacher, log_target=True, reduction="none").sum(-1)  # (R,)
+    return loss + distill * (kl * (weights >= 1)).sum()
+
+
+class PlainStep:
+    """The plain form: padded batches through parallel.ParallelKV."""
+
+    def __init__(self, model: Transformer, method: Method, max_tokens: int = 2048, distill: float = 0.0):
+        """distill: the weight of the teacher's KL divergence in the loss."""
+        self.model, self.method, self.distill = model, method, distill
+        self.device = model.embed_tokens.weight.device
+        self.batches = partial(padded_batches, max_tokens=max_tokens)
+
+    def fix_shapes(self, steps: Iterable[list[Sequence]]) -> None:
+        """Nothing to do: the plain form takes batches of any shape."""
+
+    def token_count(self, batches: list[Sequence]) -> int:
+        """Tokens of the batches, with padding."""
+        return sum(batch.tokens.numel() for batch in batches)
+
+    def backward(self, batches: list[Sequence], total_weight: float, merging: Mixture | None = None) -> Tensor:
+        """Returns the loss () of the batches, the sum over tokens divided by total_weight, and adds its gradients.
+
+        merging: merge by this mixture of methods' merge weights, not by the method's own.
+        """
+        total = torch.zeros((), device=self.device)
+        for batch in batches:
+            loss = self.loss(batch.to(self.device), merging) / total_weight
+            loss.backward()
+            total = total + loss.detach()
+        return total
+
+    def loss(self, batch: Sequence, merging: Mixture | None = None) -> Tensor:
+        """weighted_loss of one batch."""
+        kv = ParallelKV(self.method.bind(self.model), batch)
+        if merging and kv.P is not None:  # P is linear in the merge weights
+            kv.P = sum(share * merge_matrix(method, batch.info, batch.slots) for share, method in merging)[:, None]
+        at = batch.loss_weights > 0
+        lora_mask = self.method.lora_mask(batch.info)
+        logits = self.model(batch.tokens, batch.positions, kv, lora_mask, at)
+        teacher = None
+        if self.distill:
+            no_slots = replace(batch, slots=batch.slots[..., :0])
+            with torch.no_grad():
+                teacher = forward_parallel(self.model, teacher_method(self.method), no_slots)
+        labels = batch.tokens.roll(-1, dims=1)[at]
+        return weighted_loss(logits, labels, batch.loss_weights[at], teacher, self.distill)
+
+    @torch.no_grad()
+    def held_out_loss(self, batches: list[Sequence]) -> float:
+        """Weighted mean cross-entropy in nats, without dropout and distillation."""
+        return _held_out_loss(self, batches)
+
+
+@dataclass(frozen=True)
+class FastOptions:
+    """Which ideas the fast form uses, each where the device and the method allow it."""
+
+    compile: bool = False  # compile the blocks
+    pack: bool = False  # rows without padding; on a GPU under FlexAttention's block mask
+    prune: bool = False  # leave out what the last layer does not need
+    prefix: bool = False  # the first context's text runs under no_grad
+    replay: bool = False  # the whole step as one CUDA graph; all steps then have one shape
+    checkpoint: bool = False  # keep only the inputs of blocks, and compute the rest again: less memory
+    fsdp: bool = False  # spread the base model over all GPUs
+
+
+def parse_fast(text: str, device: torch.device, parameters: float) -> FastOptions | None:
+    """The options that a text asks for; None for the plain form. parameters: how many the model has.
+
+    "off": the plain form. "auto": on a CPU the plain form, on a GPU the fast one, which compiles and packs for large
+    models. Otherwise "auto" with changes: names of FastOptions, or no-NAME, with commas between. Raises ValueError.
+    """
+    names = [field.name for field in fields(FastOptions)]
+    if text == "off":
+        return None
+    asked = {}
+    for word in text.split(","):
+        name = word.removeprefix("no-")
+        if name not in names and word != "auto":
+            choices = f"auto, off, or names with commas between: {', '.join(names)}, or no-NAME"
+            raise ValueError(f"--fast {word!r:.40} is unknown: choose {choices}")
+        asked[name] = name == word
+    on_gpu = device.type == "cuda"
+    if not on_gpu and not any(asked.get(name) for name in names):
+        return None
+    large = on_gpu and parameters > LARGE
+    compile = asked.get("compile", large)
+    pack = asked.get("pack", compile and on_gpu)
+    defaults = {"compile": compile, "pack": pack, "prune": True, "prefix": pack, "replay": compile and not large}
+    return FastOptions(**{name: asked.get(name, defaults.get(name, False)) for name in names})
+
+
+def make_step(
+    model: Transformer,
+    method: Method,
+    fast: str = "auto",
+    max_tokens: int | None = None,
+    distill: float = 0.0,
+    context_loss: float = 0.0,
+    device: torch.device | None = None,
+) -> "PlainStep | FastStep":
+    """The step of a model whose adapter has been added. fast: see parse_fast.
+
+    max_tokens: of one forward pass; by default 2048 on a CPU, and what fits into a GPU's memory. context_loss: the loss
+    weight of other text, which takes memory. device: where to spread a model that is still on the CPU (fsdp).
+    """
+    device = device or model.embed_tokens.weight.device
+    options = parse_fast(fast, device, sum(p.numel() for p in model.parameters()))
+    if options is None:
+        default = 2048 if device.type == "cpu" else MAX_ROW
+        return PlainStep(model, method, max_tokens or default, distill)
+    if options.fsdp:
+        distributed.shard(model, device)
+    return FastStep(model, method, options, max_tokens, distill, context_loss)
+
+
+@dataclass
+class Packing:
+    """Makes the batches of a step, in the workers of a data loader. It knows nothing of the model."""
+
+    method: Method
+    options: FastOptions
+    max_tokens: int | None  # of one forward pass; None: not known before fix_shapes
+    pad_multiple: int
+    min_sizes: tuple[int, ...] = NO_MIN_SIZES
+
+    def __call__(self, sequences: list[Sequence]) -> list[PackedBatch]:
+        """Packed rows of one shape, each as a batch; or, without packing, padded batches of like lengths."""
+        lengths, max_tokens = [len(x) for x in sequences], self.max_tokens or MAX_ROW
+        parts = {"prefix": self.options.prefix, "prune": self.options.prune}
+        if self.options.pack:
+            rows = fill_rows(lengths, max_tokens, self.pad_multiple)
+            rows = [[sequences[i] for i in row] for row in rows]
+            return pack_rows(self.method, rows, self.pad_multiple, self.min_sizes, **parts).split()
+        buckets = bucket_by_length(lengths, max_tokens)
+        return [pack_rows(self.method, [[sequences[i]] for i in bucket], **parts) for bucket in buckets]
+
+
+class FastStep:
+    """The fast form: packed batches through driver.PackedForward."""
+
+    def __init__(
+        self,
+        model: Transformer,
+        method: Method,
+        options: FastOptions,
+        max_tokens: int | None = None,
+        distill: float = 0.0,
+        context_loss: float = 0.0,
+    ):
+        self.model, self.method, self.distill = model, method, distill
+        self.device = device = model.embed_tokens.weight.device
+        frozen = not model.embed_tokens.weight.requires_grad
+        replay = options.replay and options.pack and frozen and device.type == "cuda"
+        replay &= not (options.checkpoint or method.learned) and distributed.WORLD_SIZE == 1
+        # a graph has one shape; with fsdp, all processes need as many passes
+        prefix = options.prefix and not replay and not options.fsdp
+        self.options = options = replace(options, replay=replay, prefix=prefix)
+        self.flex = options.pack and device.type == "cuda"  # FlexAttention has no backward pass on a CPU
+        if frozen and not options.fsdp:
+            join_weights(model)
+        self.forward = PackedForward(model, options.compile, self.flex, options.checkpoint, options.fsdp)
+        if max_tokens is None and not replay:
+            max_tokens = _max_tokens(model, options, context_loss)
+        self.batches = Packing(method, options, max_tokens, max(128, (max_tokens or 0) // 8 // 128 * 128))
+        self.trained = [p for p in model.parameters() if p.requires_grad]
+        self.replayed = Replayed(self._gradients)
+
+    def fix_shapes(self, steps: Iterable[list[Sequence]]) -> None:
+        """Gives the batches of all steps one shape, if a graph replays them: the largest of these steps, and some more.
+
+        Call it with the sequences of a few of the longest steps, before a data loader copies `batches`.
+        """
+        if not self.options.replay:
+            return
+        steps, packing = list(steps), self.batches
+        if packing.max_tokens is None:
+            needed = max(sum(map(len, sequences)) for sequences in steps)
+            packing.max_tokens = min(MAX_ROW, -(-int(1.1 * needed) // 1024) * 1024)
+        packing.pad_multiple = packing.max_tokens
+        sizes = [batch.sizes for sequences in steps for batch in packing(sequences)]
+        packing.min_sizes = tuple(map(max, zip(*sizes)))
+
+    def token_count(self, batches: list[PackedBatch]) -> int:
+        """Tokens of the batches, with padding."""
+        return sum(batch.token_count for batch in batches)
+
+    def backward(self, batches: list[PackedBatch], total_weight: float, merging: Mixture | None = None) -> Tensor:
+        """As PlainStep.backward."""
+        if self.options.fsdp:  # all processes take part in as many passes, some of them without a loss
+            idle = replace(batches[-1], loss_weights=torch.zeros_like(batches[-1].loss_weights), last=None)
+            batches = batches + [idle] * (int(distributed.all_reduce(len(batches), "MAX")) - len(batches))
+        batches, total = [batch.to(self.device) for batch in batches], torch.zeros((), device=self.device)
+        blocks = [self._blocks(batch) for batch in batches]  # before all else, as the CPU waits for the GPU here
+        for batch, batch_blocks_ in zip(batches, blocks):
+            weights = merging and mixed_weights(merging, batch.merge_index.shape[2], self.device)
+            if self.options.replay:
+                divisor = torch.full((), total_weight, device=self.device)
+                loss, *gradients = self.replayed(batch, divisor, weights, *batch_blocks_)
+                for p, gradient in zip(self.trained, gradients):
+                    p.grad = gradient if p.grad is None else p.grad.add_(gradient)
+            else:
+                loss = self.loss(batch, weights, *batch_blocks_) / total_weight
+                loss.backward()
+            total = total + loss.detach()
+        return total
+
+    def loss(self, batch: PackedBatch, weights: Tensor | None = None, *blocks) -> Tensor:
+        """weighted_loss of one batch. weights: merge by these. blocks: as _blocks returns them, if known."""
+        of_student, of_teacher = blocks or ((None,) * 3, (None,) * 3)
+        logits, teacher = self.forward(self.method, batch, of_student, weights), None
+        if self.distill:
+            with torch.no_grad():
+                teacher = self.forward(*self._teacher(batch), of_teacher, lora=False)
+        return weighted_loss(logits, batch.labels.flatten(), batch.loss_weights.flatten(), teacher, self.distill)
+
+    @torch.no_grad()
+    def held_out_loss(self, batches: list[PackedBatch]) -> float:
+        """As PlainStep.held_out_loss."""
+        return _held_out_loss(self, batches)
+
+    def _teacher(self, batch: PackedBatch) -> tuple[Method, PackedBatch]:
+        """The teacher's method and batch: its last layer reads the contexts, too."""
+        return teacher_method(self.method), replace(batch, last=None)
+
+    def _blocks(self, batch: PackedBatch) -> tuple[tuple[Blocks | None, ...], ...]:
+        """block_mask.batch_blocks for the student and for the teacher, where FlexAttention needs them."""
+        nothing = (None,) * 3
+        if not self.flex:
+            return nothing, nothing
+        teacher = batch_blocks(*self._teacher(batch)) if self.distill else nothing
+        return batch_blocks(self.method, batch), teacher
+
+    def _gradients(self, batch: PackedBatch, divisor: Tensor, weights: Tensor | None, *blocks) -> tuple[Tensor, ...]:
+        """The loss and the gradients of what trains, for a graph."""
+        loss = self.loss(batch, weights, *blocks) / divisor
+        return loss.detach(), *torch.autograd.grad(loss, self.trained, materialize_grads=True)
+
+
+def _held_out_loss(step, batches) -> float:
+    """Weighted mean cross-entropy over batches, in evaluation mode and without distillation."""
+    model, distill, training = step.model, step.distill, step.model.training
+    model.eval()
+    step.distill = 0.0
+    try:
+        total = sum(float(step.loss(batch.to(step.device))) for batch in batches)
+    finally:
+        model.train(training)
+        step.distill = distill
+    return total / sum(float(batch.loss_weights.sum()) for batch in batches)
+
+
+def _max_tokens(model: Transformer, options: FastOptions, context_loss: float) -> int:
+    """How many tokens a forward and backward pass may have: a power of two, by the free memory of the GPU."""
+    weight, config = model.embed_tokens.weight, model.config
+    if weight.device.type == "cpu":
+        return 2048
+    if sum(p.numel() for p in model.parameters()) <= LARGE:
+        return MAX_ROW
+    heads = 2 * config.n_heads + 2 * config.n_kv_heads  # queries, output, keys, values
+    block = 2 * config.dim + heads * config.head_dim + 2 * config.ffn_dim  # numbers kept per token and block
+    kept = config.n_layers * config.dim + block if options.checkpoint else config.n_layers * block
+    kept += 4 * config.vocab_size if context_loss else 0
+    free = torch.cuda.mem_get_info()[0]
+    return min(MAX_ROW, max(2048, 2 ** int(math.log2(0.6 * free / (kept * weight.element_size())))))

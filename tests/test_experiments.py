@@ -1,0 +1,166 @@
+"""The experiments, from end to end at toy size, and what they say about wrong settings."""
+
+import importlib
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from data import dialog
+from experiments import stability, talks
+from minccm.io import options as cli
+from minccm.io.tokenizer import Tokenizer
+from minccm.io.weights import load_model
+from tests.conftest import ROOT
+
+NAMES = sorted(path.stem for path in (ROOT / "experiments").glob("*.py") if path.stem not in ("__init__", "common"))
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Runs an experiment in this process; returns what it printed."""
+
+    def run(name, *arguments) -> str:
+        monkeypatch.setattr("sys.argv", [name, *map(str, arguments)])
+        importlib.import_module(f"experiments.{name}").main()
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture
+def measured(call, tmp_path):
+    """Runs an experiment with --json and --picture; returns the rows and what it printed."""
+
+    def run(name, *arguments, picture=True):
+        files = tmp_path / "result.json", tmp_path / "result.png"
+        more = ["--device", "cpu", "--json", files[0], *(["--picture", files[1]] if picture else [])]
+        out = call(name, *arguments, *more)
+        assert not picture or files[1].read_bytes()[:4] == b"\x89PNG"
+        return json.loads(files[0].read_text()), out
+
+    return run
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_help(name):
+    """python -m experiments.NAME --help explains its options."""
+    command = [sys.executable, "-m", f"experiments.{name}", "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "usage:" in done.stdout and "None" not in done.stdout.split("options:")[0]
+
+
+def test_stream(measured, tiny, tmp_path):
+    """Both caches have one size; segments and single tokens give the same; the perplexity is the printed one."""
+    path = tmp_path / "chat.txt"
+    path.write_text("User: I live in Oslo.\nBot: How nice! It is a fine place, they say.\n" * 30)
+    sizes = ["--window", 40, "--chunk", 16, "--memory", 4, "--token-by-token", 120]
+    rows, out = measured("stream", path, "--adapter", tiny / "ccm-concat", *sizes)
+    assert [row["method"] for row in rows] == ["sliding window (4)", "ccm-concat, n = 2 (4)"]
+    assert rows[0]["kv_bytes"] == rows[1]["kv_bytes"] and rows[0]["tokens"] == rows[1]["tokens"] > 500
+    for row in rows:
+        assert row["largest_difference"] < 1e-3 and f"{row['perplexity']:.3f}" in out
+
+
+def test_stability(measured, monkeypatch):
+    """A row for each mark and each distance; merged memory is the exact mean of its chunks."""
+    monkeypatch.setattr(stability, "MARKS", (600,))
+    monkeypatch.setattr(stability, "DISTANCES", (2, 4))
+    rows, out = measured("stability", "--method", "ccm-merge", "--tokens", 800, "--samples", 10, "--window", 120)
+    drifts = [row for row in rows if "tokens" in row]
+    assert {row["method"] for row in drifts} == {"full context", "sliding window", "ccm-merge"}
+    assert all(row["finite"] for row in drifts) and "peak MiB" in out
+    merged = [row for row in drifts if row["method"] == "ccm-merge"]
+    assert [row["tokens"] for row in merged] == [600, 800] and all(row["error"] < 1e-9 for row in merged)
+    recalls = {(row["method"], row["distance"]): row for row in rows if "distance" in row}
+    assert recalls["ccm-merge, turn by turn", 4]["questions"] == 10
+    assert recalls["sliding window, stream", 2]["recall"] >= 0.8
+
+
+def test_inside(call, tmp_path):
+    """Every word is shown for each COMP token, and a row for each layer."""
+    picture = tmp_path / "inside.png"
+    out = call("inside", "attention", "--method", "ccm-concat", "--turns", 3, "--picture", picture, "--device", "cpu")
+    assert out.count("COMP 1") == out.count("COMP 2") == 3 and picture.stat().st_size > 1000
+    out = call("inside", "memory", "--method", "ccm-merge", "--turns", 3, "--picture", picture, "--device", "cpu")
+    assert out.count("│ 5 ") == 3 and "t=3" in out
+
+
+def test_masks(call, tmp_path):
+    """One row for each token: contexts of 2 and 3 tokens with a COMP token each, then input and output."""
+    paths = [tmp_path / name for name in ("mask.png", "all.png", "time.png")]
+    out = call("masks", "--method", "ccm-merge", "--lengths", 2, 3, 1, 1, "--n", 1, "--picture", paths[0])
+    rows = [line for line in out.splitlines()[1:] if "██" in line or "··" in line]
+    assert len(rows) == 3 + 4 + 2 and rows[-1].count("██") == 3  # itself, the input, Mem(2)
+    assert not call("masks", "--all", paths[1], "--over-time", paths[2])
+    assert all(path.read_bytes()[:4] == b"\x89PNG" for path in paths)
+
+
+def test_talks(measured, monkeypatch):
+    """Three facts that no training sample tells, twelve exchanges, three questions; right answers are counted."""
+    facts, lines = talks.script(0)
+    assert len(lines) == 15 and all(value in line for value, line in zip(facts.values(), lines))
+    assert (ROOT / "docs" / "conversation.txt").read_text().splitlines()[:15] == lines
+    for name, value in facts.items():
+        assert value not in dialog.values("I", *talks.TOLD[name][:2], "train")
+    asked = []
+
+    def reply(talk, text):
+        asked.append(text)
+        yield "In the city of "
+        yield facts["city"] if text == "Where do I live?" else "nothing"
+
+    monkeypatch.setattr(talks.Conversation, "reply", reply)
+    rows, out = measured("talks", "--talks", 1, "--method", "ccm-merge", picture=False)
+    assert asked == 2 * [*lines, *(of[3] for of in talks.TOLD.values())]
+    assert [(row["method"], row["city"], row["name"], row["all"]) for row in rows] == [
+        ("full", 1, 0, 0),
+        ("ccm-merge, n = 32", 1, 0, 0),
+    ]
+    assert rows[1]["wrong"] == [{name: [facts[name], "In the city of nothing"] for name in ("name", "country")}]
+    assert "100%" in out
+
+
+def test_a_conversation_for_recall(tiny):
+    """Each fact is told once, in the noted turn, and its value is in no later turn."""
+    turns, facts = stability.conversation(0, 0)
+    assert len(facts) == stability.FACTS and len(turns) >= max(stability.DISTANCES) + 2 * len(facts)
+    for told, _, answer, value in facts:
+        assert value in turns[told] and value in answer
+        assert not any(value in turn for turn in turns[told + 1 :])
+    ids = stability.endless(Tokenizer(tiny), 0, None)
+    assert next(ids) == Tokenizer(tiny).bos_id and next(ids) != next(ids)
+
+
+def test_weights(call, tmp_path, tiny):
+    """A random model is written and read again; an adapter is exported in the authors' layout."""
+    out = call("weights", "--model", "random:1m", "--out", tmp_path / "model", "--device", "cpu")
+    assert "host peak MiB" in out
+    written, made = load_model(tmp_path / "model"), load_model("random:1m")
+    assert torch.equal(written.layers[0].mlp.up_proj.weight, made.layers[0].mlp.up_proj.weight)
+    out = call("weights", "--adapter", tiny / "ccm-concat", "--out", tmp_path / "theirs")
+    assert (tmp_path / "theirs" / "tiny-online-concat_recur-ntok2" / "pytorch_model.bin").is_file(), out
+
+
+@pytest.mark.parametrize(
+    "name, arguments, says",
+    [
+        ("stream", ["nowhere.txt"], "nowhere.txt: the file is missing"),
+        ("stream", [__file__, "--window", 10], "a window of 10 has no space"),
+        ("masks", ["--lengths", 3, 0, 2], "--lengths"),
+        ("masks", ["--lengths", 3, 2], "give the lengths"),
+        ("inside", ["memory", "--method", "gist"], "has no adapter for gist"),
+        ("talks", ["--talks", 0], "--talks"),
+        ("costs", ["--model", "nowhere"], "nowhere"),
+        ("weights", ["--adapter", "nowhere"], "give a folder for it with --out"),
+    ],
+)
+def test_wrong_settings(monkeypatch, capsys, name, arguments, says):
+    """One line, and status 2."""
+    monkeypatch.setattr("sys.argv", [name, *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(importlib.import_module(f"experiments.{name}").main)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and says in error and error.count("\n") == 1
