@@ -55,12 +55,14 @@ class Terminal:
     def say(self, text: str) -> None:
         """Prints the reply while it is generated; one that is stopped counts as far as it was said."""
         self.replying, self.stopped = True, False
-        pieces, start = self.talk.reply(text, **self.sampling), time.perf_counter()
+        turns, pieces, start = len(self.talk.turns), self.talk.reply(text, **self.sampling), time.perf_counter()
         for piece in pieces:
             if not self.as_json:
                 self.console.out(piece, end="", highlight=False)
             if self.stopped:
                 pieces.close()
+        if len(self.talk.turns) == turns:
+            raise ValueError("stopped before the reply: this turn is not in the memory")
         if self.as_json:
             reply, seconds = self.talk.turns[-1]["bot"], round(time.perf_counter() - start, 4)
             self.print("", user=text, bot=reply, **self.talk.status(), seconds=seconds)

@@ -18,12 +18,13 @@ from tqdm import tqdm
 import data
 from data.encode import encoder
 from minccm.extra import evaluate
-from minccm.extra.evaluate import BASELINES, BY_TURNS, TIME_STEPS, Evaluator, Run
+from minccm.extra.evaluate import BASELINES, BY_TURNS, Evaluator, Run, step1_name
 from minccm.io import options as command_line
-from minccm.io.adapters import adapter_fingerprint, is_from_file, load_adapter
+from minccm.io.adapters import load_adapter
 from minccm.io.files import write_json
-from minccm.io.options import whole
+from minccm.io.options import method_of, output_file, whole
 from minccm.io.templates import choose_template
+from minccm.methods import Method
 
 
 def arguments():
@@ -33,12 +34,12 @@ def arguments():
     datasets = ", ".join([*data.GENERATED, *data.PREPARED])
     add("--adapter", type=command_line.name, nargs="+", help="adapter folders; by default all in the model's folder")
     add("--data", type=command_line.name, default="dialog", help=f"{datasets} or files; several with commas")
-    add("--time-steps", type=whole(0, 4096), nargs="+", default=None, help="numbers of contexts")
+    add("--time-steps", type=whole(0, 4096), nargs="+", help="numbers of contexts")
     add("--samples", type=whole(0, 10**7), default=200, help="test samples per time step; of files, 0 means all")
     add("--average", action="store_true", help="adapters of one method are seeds: show their mean and deviation")
     add("--max-tokens", type=whole(1, 2**24), default=4096, help="tokens of one forward pass")
-    add("--json", type=Path, default=None, help="write the table there, as a list of rows")
-    add("--picture", type=Path, default=None, help="draw the table there")
+    add("--json", type=output_file, help="write the table there, as a list of rows")
+    add("--picture", type=output_file, help="draw the table there: .png, .svg or .pdf")
     return parser.parse_args()
 
 
@@ -49,9 +50,15 @@ def adapters_of(options) -> list[Path]:
     return sorted(path.parent for path in command_line.shipped_adapters(options.model).glob("*/adapter.json"))
 
 
-def step1_of(adapter: Path) -> str | None:
-    """A name for the step-1 adapter inside an adapter: adapters with the same one stand on the same base model."""
-    return f"step 1 {adapter_fingerprint(adapter / 'init')[:6]}" if (adapter / "init").is_dir() else None
+def label_of(method: Method, n: int, adapter: Path, rows: list[dict], average: bool) -> str:
+    """A name for an adapter, unlike those in `rows`; with `average`, adapters of one method and n share it."""
+    if method.name == "full":  # a step-1 adapter, now part of the base
+        return "full, trained"
+    used = {row["method"]: row["n"] for row in rows}
+    label = method.name if used.get(method.name, n) == n else f"{method.name}, n = {n}"
+    if label not in used or average:
+        return label
+    return adapter.name if adapter.name not in used else str(adapter)
 
 
 def main():
@@ -59,46 +66,45 @@ def main():
     device, dtype = command_line.device_and_dtype(options)
     template = choose_template(options.model, options.template)
     methods = [command_line.load_method(name) for name in options.method.split(",")] if options.method else []
-    from_file = next((method for method in methods if is_from_file(method)), None)
-    rows, distances, measured, model, tokenizer = [], [], set(), None, None
+    the_one = methods[0].name if len(methods) == 1 and options.adapter else None
+    opened = options.model, options.init, device, dtype
+    model, tokenizer = command_line.open_base(*opened)
+    step1 = getattr(model, "step1", None)  # that of --init, now part of the base
+    rows, distances, measured = [], [], set()
 
-    def run_all(evaluator: Evaluator, run: Run, base: str | None) -> None:
-        """Adds the rows of one method on each dataset."""
-        for name in dict.fromkeys(data.expand(options.data)):
-            time_steps = options.time_steps or TIME_STEPS.get(data.prepared.kind(name), BY_TURNS)
-            new = evaluator.by_time_step(run, name, time_steps, options.samples, options.seed)
-            rows.extend(row | ({"base": base} if base else {}) for row in new)
-            if name == "dialog":
-                new = evaluator.by_distance(run, BY_TURNS, options.samples or 200, options.seed)
-                distances.extend(row | ({"base": base} if base else {}) for row in new)
+    def measure(run: Run, base: str | None) -> None:
+        """Adds the rows of one method on all datasets."""
+        measured.add((run.method.name, base))
+        evaluator = Evaluator(model, tokenizer, encoder(tokenizer, template), options.max_tokens)
+        rows.extend(evaluator.by_dataset(run, options.data, options.samples, options.seed, options.time_steps, base))
+        if "dialog" in data.expand(options.data):
+            new = evaluator.by_distance(run, BY_TURNS, options.samples or 200, options.seed)
+            distances.extend(row | {"base": base} if base else row for row in new)
+
+    def measure_baselines(base: str | None) -> None:
+        """Adds the rows of no context and full context, once for each base model. No LoRA acts on them."""
+        for run in BASELINES:
+            if (run.method.name, base) not in measured:
+                measure(run, base)
 
     for adapter in tqdm(adapters_of(options) or [None], desc="evaluating", leave=False):
-        base = adapter and step1_of(adapter)
-        if model is None or getattr(model, "step1", None) != options.init:  # an adapter may have brought its own step 1
-            model, tokenizer = command_line.open_base(options.model, options.init, device, dtype)
-        evaluator = Evaluator(model, tokenizer, encoder(tokenizer, template), options.max_tokens)
+        if getattr(model, "step1", None) != step1:  # the last adapter has merged a step 1 of its own
+            model, tokenizer = command_line.open_base(*opened)
+        below = adapter and step1_name(adapter)
+        base = below or (f"step 1 {Path(step1).name}" if step1 else None)
+        if not below:
+            measure_baselines(base)
         if adapter:
-            wanted = from_file or (methods[0].name if len(methods) == 1 and options.adapter else None)
-            method, n = load_adapter(model, adapter, wanted, options.n, options.sink)
-            if methods and method.name not in {method.name for method in methods}:
-                continue
-        if base not in measured:  # the adapter's own base model, which LoRA on COMP tokens does not touch
-            measured.add(base)
-            for run in BASELINES:
-                run_all(evaluator, run, base)
-        if not adapter:
-            continue
-        label, others = (
-            method.name,
-            {row["n"] for row in rows if row["method"] == method.name and row.get("base") == base},
-        )
-        if method.name == "full":  # a step-1 adapter, now part of the base
-            label = "full, trained"
-        elif others - {n}:
-            label += f", n = {n}"
-        elif others and not options.average:
-            label = adapter.name
-        run_all(evaluator, Run(method, n, label), base)
+            given = method_of(adapter, methods) or the_one
+            method, n = load_adapter(model, adapter, given, options.n, options.sink)
+            if not methods or method.name in {method.name for method in methods}:
+                measure_baselines(base)  # step 1 is merged now
+                others = [row for row in rows if row.get("base") == base or options.average]
+                measure(Run(method, n, label_of(method, n, adapter, others, options.average)), base)
+
+    wanted = {method.name for method in methods} - {run.method.name for run in BASELINES}
+    if wanted and not wanted & {name for name, _ in measured}:
+        raise ValueError(f"no adapter of {', '.join(sorted(wanted))} is there: name one with --adapter")
     evaluate.close_gaps(rows)
     if options.average:
         rows, distances = evaluate.average(rows), evaluate.average(distances)

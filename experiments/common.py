@@ -8,9 +8,8 @@ from typing import NamedTuple
 
 import torch
 
-from minccm.extra.conversation import SMOLLM2
 from minccm.io.adapters import load_adapter
-from minccm.io.options import load_method, name, open_base
+from minccm.io.options import load_method, name, open_base, shipped_adapters
 from minccm.io.tokenizer import Tokenizer
 from minccm.io.untrusted import Field, check_fields, read_json
 from minccm.methods import Method
@@ -45,10 +44,9 @@ def adapter_folders(options: argparse.Namespace) -> list[Path]:
     """
     if options.adapter:
         return [Path(folder) for folder in options.adapter]
-    beside = SMOLLM2 if options.model == "smollm2" else Path(options.model)
     wanted = load_method(options.method).name if options.method else None
     found = []
-    for path in sorted(beside.glob("*/adapter.json")):
+    for path in sorted(shipped_adapters(options.model).glob("*/adapter.json")):
         method = check_fields(read_json(path), path, {"method": Field(str)})["method"]
         found += [path.parent] if wanted in (None, method) else []
     if not found:

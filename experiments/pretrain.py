@@ -12,6 +12,7 @@ import json
 import math
 import os
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +25,8 @@ import data
 from data.encode import Encoder, check_length, encoder
 from minccm.extra.curriculum import length_limit
 from minccm.extra.evaluate import BASELINES, BY_TURNS, TIME_STEPS, Evaluator, close_gaps, show
-from minccm.fast.step import make_step
+from minccm.extra.training import PlainStep
+from minccm.fast.step import FastStep, parse_fast
 from minccm.io import options as cli
 from minccm.io.checkpoint import Checkpoint
 from minccm.io.files import make_folder
@@ -60,17 +62,12 @@ def arguments():
     add("--length-curriculum", type=real(0, 10), default=0.5, help="share of steps with short samples; 0: none")
     add("--max-contexts", type=whole(1, 4096), default=None, help="contexts of a sample at most")
     add("--questions", type=whole(1, 4096), default=1, help="questions of a sample at most, where its data has several")
-    add(
-        "--validate",
-        type=whole(0),
-        default=0,
-        help="validation samples that choose the checkpoint to keep; 0: the last",
-    )
+    add("--validate", type=whole(0), default=0, help="validation samples that choose the checkpoint; 0: the last")
     add("--patience", type=whole(0), default=0, help="stop after this many checkpoints without improvement; 0: never")
     add("--save-every", type=whole(1), default=100, help="steps between checkpoints")
     add("--resume", action="store_true", help="continue from the checkpoint in the output folder")
     add("--eval-samples", type=whole(0), default=100, help="test samples per time step in the final table; 0: no table")
-    add("--fast", type=cli.name, default="off", help="off, auto, or on (compiled blocks, packed rows: for a GPU)")
+    add("--fast", type=cli.name, default="auto", help="speed: auto, off, or names such as compile, as of train.py")
     add("--max-tokens", type=whole(1), default=None, help="tokens in one forward pass")
     add("--seed", type=whole(0, 2**31 - 1), default=0, help="of all random numbers")
     add("--device", type=cli.name, default="auto", help="cuda, cpu or auto")
@@ -150,7 +147,7 @@ class Batches(Dataset):
             sample = data.fit(sample, lambda part: token_count(self.encode(part)), self.config.max_positions)
         encoded = self.encode(sample, max_questions=options.questions)
         check_length(encoded, self.method, 0, self.config.max_positions)
-        answer_lengths = encoded.answer_lengths if options.context_loss else None
+        answer_lengths = encoded.answer_lengths if "messages" in sample or options.context_loss else None
         text = encoded.contexts, encoded.questions
         return build_sequence(self.method, 0, self.config.vocab_size, *text, answer_lengths, options.context_loss)
 
@@ -188,8 +185,11 @@ def main() -> None:
     model, tokenizer = continued_model(options) if options.init else new_model(options)
     model, encode = model.to(device).train(), encoder(tokenizer, template)
     method = replace(get_method("full"), conditional=False)  # all tokens train the model
-    fast = "compile" if options.fast == "on" else options.fast
-    training_step = make_step(model, method, fast, options.max_tokens, context_loss=options.context_loss)
+    fast = parse_fast(options.fast, device, sum(p.numel() for p in model.parameters()))
+    if fast is None:
+        training_step = PlainStep(model, method, options.max_tokens)
+    else:
+        training_step = FastStep(model, method, fast, options.max_tokens, context_loss=options.context_loss)
 
     trained: dict[str, Tensor] = dict(model.named_parameters())
     optimizer = torch.optim.AdamW(trained.values(), options.lr, (0.9, 0.95), weight_decay=0.1, fused=on_gpu)
@@ -208,7 +208,9 @@ def main() -> None:
 
     with open(options.out / "log.jsonl", "a" if first else "w", buffering=1) as log:
         bar = tqdm(loader, total=options.steps, initial=first, unit="step", dynamic_ncols=True)
+        started = time.perf_counter()
         for step, step_batches in enumerate(bar, first):
+            began = time.perf_counter()
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, options)
             weight = sum(float(batch.loss_weights.sum()) for batch in step_batches)
@@ -220,13 +222,15 @@ def main() -> None:
 
             if not math.isfinite(loss):
                 raise ValueError(f"the loss is {loss} at step {step + 1}: try a smaller --lr")
+            speed = training_step.token_count(step_batches) / (time.perf_counter() - began)
             entry = {"step": step + 1, "loss": loss, "lr": learning_rate(step, options), "norm": norm}
+            entry |= {"tokens_per_s": speed, "s": time.perf_counter() - started}
             at_checkpoint = (step + 1) % options.save_every == 0 or step + 1 == options.steps
             if at_checkpoint and held_out:
                 with autocast:
                     entry["validation"] = training_step.held_out_loss(held_out)
             log.write(json.dumps(entry) + "\n")
-            bar.set_postfix_str(f"loss {loss:.3f}")
+            bar.set_postfix_str(f"loss {loss:.3f}, {speed:,.0f} tokens/s")
             if at_checkpoint:
                 checkpoint.save(step + 1, entry.get("validation"))
                 if options.patience and checkpoint.worse >= options.patience:
@@ -234,7 +238,7 @@ def main() -> None:
         bar.close()
 
     if options.eval_samples:
-        evaluate(options, load_model(options.out, device, dtype), tokenizer, encode)  # as it was written, in bf16
+        evaluate(options, load_model(options.out, device, dtype), tokenizer, encode)  # from the file, which is bf16
     print(f"next: python train.py --model {options.out} --data {options.data}")
 
 

@@ -79,7 +79,9 @@ def main() -> None:
                 nll, speed = score(stream, ids, f"{window}: {label}")
                 row = {"file": options.file, "method": label, "n": n, "window": window, "chunk": chunk}
                 row |= {"memory": slots, "tokens": len(nll), "perplexity": math.exp(nll.mean())}
-                row |= {"kv_bytes": stream.nbytes // len(stream) * (window + 1), "tokens_per_s": speed}
+                pair_bytes = adapted.model.config.kv_numbers_per_pair * stream.recent.element_size()
+                kv_bytes = stream.nbytes + (window + 1 - len(stream)) * pair_bytes  # when the cache is full
+                row |= {"kv_bytes": kv_bytes, "tokens_per_s": speed}
                 if options.token_by_token:
                     few = ids[: options.token_by_token + 1]
                     one_by_one, row["tokens_per_s_one_by_one"] = score(make(), few, "token by token", max_segment=1)

@@ -1,4 +1,4 @@
-"""chat.py: what it says about memory is true; a saved conversation continues the same; no input does harm."""
+"""chat.py: it tells the truth about memory; a saved conversation continues the same; no input does harm."""
 
 import contextlib
 import gc
@@ -9,6 +9,7 @@ import pty
 import re
 import resource
 import select
+import shutil
 import signal
 import struct
 import subprocess
@@ -25,9 +26,13 @@ import chat
 from minccm.extra import conversation
 from minccm.extra.conversation import Conversation, clean, open_conversation
 from minccm.fast.conversations import FastSession
-from minccm.io.templates import PIECE, TEMPLATES, pieces
+from minccm.io import gguf
+from minccm.io.adapters import save_adapter
 from minccm.io.memory_file import NAMES as FIELDS
-from minccm.methods import PAD
+from minccm.io.options import load_method
+from minccm.io.templates import PIECE, TEMPLATES, pieces
+from minccm.io.weights import load_model
+from minccm.methods import PAD, get_method
 from minccm.sequence import encode_sample
 from tests.conftest import ROOT
 
@@ -78,7 +83,7 @@ def fresh(opened):
     return begin
 
 
-# ---------------------------------------------------------------------------------------------------- what is said
+# ----------------------------------------------------------------------------------------------------- replies
 
 
 @pytest.mark.parametrize("method", ["full", "ccm-concat"])
@@ -136,7 +141,7 @@ def test_templates(fresh, template):
 
 @pytest.mark.parametrize("template", ["dialogue", "llama-2", "mistral"])
 def test_a_system_prompt_comes_first(fresh, template):
-    """It is told in the first turn only, or before a text that is observed first; to no context, it is told each time."""
+    """It is read once, before anything else. Without context, each prompt has it."""
     talk = fresh(template=template, system="Be kind.")
     tell(talk, "Hi.", "Why?", max_tokens=2)
     assert [turn.get("system") for turn in talk.turns] == ["Be kind.", None]
@@ -164,11 +169,11 @@ def test_long_paste(fresh):
     assert all(len(text) <= PIECE for text in pieces("x" * 5000))
 
 
-# ------------------------------------------------------------------------------------------------- what is kept of it
+# ---------------------------------------------------------------------------------------------------- memory
 
 
 def test_status(fresh):
-    """The status counts what was read, what is kept, and what full context would hold."""
+    """The status counts text read, pairs held, and the pairs of full context."""
     talk, full = fresh(), fresh("full")
     tell(talk, SAID[0])
     full._read_turn(talk.turns[0])
@@ -180,7 +185,7 @@ def test_status(fresh):
 
 @pytest.mark.parametrize("method", ["ccm-concat", "ccm-merge"])
 def test_memory_does_not_grow(fresh, method):
-    """Concat keeps exactly n slots a turn, merge n in all; no tensor beside the memory stays."""
+    """Concat keeps exactly n slots a turn, merge n in all; no other tensor stays."""
 
     def tensor_bytes():
         gc.collect()
@@ -268,7 +273,7 @@ def test_compiled(fresh, run):
 
 
 def test_comparing_changes_nothing(fresh):
-    """/compare answers from memory, full and no context, as these would; the conversation stays as it was."""
+    """/compare answers from memory, full and no context, as these would; the conversation does not change."""
     talk, full, none = fresh(), fresh("full"), fresh("none")
     tell(talk, SAID[0])
     before = talk.replay(talk.turns)
@@ -278,6 +283,99 @@ def test_comparing_changes_nothing(fresh):
     expected = {"ccm-concat": before, "full": full, "none": none}
     sizes = {name: len(other.session.memory) for name, other in expected.items()}
     assert answers == {name: (tell(other, SAID[2])[0], sizes[name]) for name, other in expected.items()}
+
+
+# -------------------------------------------------------------------------------------------- other models and adapters
+
+
+def random_adapter(folder, model, name, n):
+    """Adds an adapter of random numbers to a model, and saves it."""
+    model.add_adapter(n, r=2)
+    for tensor in model.adapter_state().values():
+        torch.nn.init.normal_(tensor, std=0.05)
+    save_adapter(folder, model, get_method(name), n)
+
+
+@pytest.fixture
+def with_step1(tmp_path, tiny, monkeypatch):
+    """A model's folder without adapters; data/smollm2 has one for it, on top of a step-1 adapter."""
+    for name in ("config.json", "model.safetensors", "tokenizer.model"):
+        (tmp_path / "model").mkdir(exist_ok=True)
+        (tmp_path / "model" / name).symlink_to(tiny / name)
+    shipped = tmp_path / "shipped"
+    monkeypatch.setattr(conversation, "SMOLLM2", shipped)
+    model = load_model(tmp_path / "model")
+    random_adapter(shipped / "ccm-concat" / "init", model, "full", 0)
+    for projection in model.projections():
+        projection.merge_lora()
+    random_adapter(shipped / "ccm-concat", model, "ccm-concat", 2)
+    shutil.copytree(shipped / "ccm-concat", shipped / "ccm-merge")
+    info = json.loads((shipped / "ccm-merge" / "adapter.json").read_text())
+    (shipped / "ccm-merge" / "adapter.json").write_text(json.dumps(info | {"method": "ccm-merge"}))
+    return tmp_path / "model", model
+
+
+def test_full_context_stands_on_step1(with_step1, tmp_path):
+    """The adapter is found for its base; with full and no context, too, the base model has the step-1 adapter in it."""
+    folder, expected = with_step1
+    weight = expected.layers[0].self_attn.q_proj.weight
+    talks = [open_conversation(folder, method=name) for name in (None, "full", "none")]
+    for talk in talks:
+        assert torch.equal(talk.session.model.layers[0].self_attn.q_proj.weight, weight)
+    talk, full, none = talks
+    answers = {name: answer for name, (answer, _) in talk.compare(SAID[2], max_tokens=8).items()}
+    assert answers["full"] == tell(full, SAID[2], max_tokens=8)[0]
+    assert answers["none"] == tell(none, SAID[2], max_tokens=8)[0]
+    full.save(tmp_path / "a.memory")
+    with pytest.raises(ValueError, match="another adapter"):  # the base has the same norms, but no step 1
+        open_conversation(method="full").load(tmp_path / "a.memory")
+    with pytest.raises(ValueError, match="no adapter is there"):
+        open_conversation(folder, method="gist")
+
+
+def test_methods_of_a_model_with_step1(with_step1, run):
+    """/method goes from one adapter to the other, and to full context, with the folder given or found."""
+    folder, _ = with_step1
+    for options in ([], ["--adapter", folder.parent / "shipped" / "ccm-concat"]):
+        lines = SAID[0], "/method merge", "/method full", "/method concat"
+        rows = [
+            json.loads(row) for row in run(*lines, options=["--model", folder, "--json", "--max-tokens", 4, *options])
+        ]
+        assert [row["method"] for row in rows[1:]] == ["ccm-merge", "full", "ccm-concat"]
+        assert [row["slots"] for row in rows] == [4, 2, rows[0]["full_slots"], 4]
+
+
+def test_a_method_from_a_file(tmp_path, tiny, run):
+    """An adapter of a method from a file needs --method FILE.py; /method goes away from it and back."""
+    model, method = load_model(tiny), load_method(str(ROOT / "examples" / "carousel.py"))
+    model.add_adapter(2, r=2)
+    save_adapter(tmp_path / "carousel", model, method, 2)
+    options = ["--adapter", tmp_path / "carousel", "--json", "--max-tokens", 2]
+    with pytest.raises(ValueError, match="give it with --method FILE.py"):
+        run(SAID[0], options=options)
+    options += ["--method", ROOT / "examples" / "carousel.py"]
+    rows = [json.loads(row) for row in run(SAID[0], "/method full", "/method carousel", options=options)]
+    assert [row["slots"] for row in rows] == [4, rows[0]["full_slots"], 4]
+    with pytest.raises(ValueError, match="no method|unknown method"):
+        run(f"/method {ROOT / 'examples' / 'carousel.py'}", options=options)
+
+
+def test_smollm2(run):
+    """A real model, if its packages are installed: with its own chat template, an exchange is one step."""
+    for package in ("gguf", "tiktoken"):
+        pytest.importorskip(package)
+    try:
+        gguf.find_model("smollm2")
+    except ValueError as problem:
+        pytest.skip(str(problem))
+    options = "--model", "smollm2", "--method", "full", "--json", "--max-tokens", 8
+    reply, memory, compared = map(json.loads, run("Hi!", "/memory", "/compare Who are you?", options=options))
+    assert reply["bot"] and reply["step"] == 1 and reply["slots"] == reply["full_slots"]
+    numbers = 2 * 30 * 3 * 64  # of keys and values, in 30 layers of 3 heads
+    assert reply["bytes"] == reply["slots"] * numbers * (2 if chat.has_bf16() else 4)
+    assert memory["memory"][0]["text"].startswith("system\nYou are a helpful AI assistant named SmolLM")
+    assert memory["memory"][0]["text"].endswith(f"user\nHi!\nassistant\n{reply['bot']}")
+    assert list(compared["answers"]) == ["full", "none"]
 
 
 # --------------------------------------------------------------------------------------------------- saving and loading
@@ -319,7 +417,7 @@ def test_other_models_memory_is_refused(fresh, tmp_path):
 
 
 def test_failing_to_save_destroys_nothing(fresh, tmp_path):
-    """On a full disk, the file that was there stays as it was, and nothing else is left."""
+    """On a full disk, the old file does not change, and nothing else is left."""
     talk, file = fresh(), tmp_path / "ada.memory"
     tell(talk, SAID[0])
     talk.save(file)
@@ -386,7 +484,7 @@ anything = st.recursive(
 @settings(quick, max_examples=150)
 @given(st.data())
 def test_crafted_description(saved, data):
-    """Anything at all where the description of the memory, a count, or a turn is to be."""
+    """Any value in the place of the description of the memory, of a count, or of a turn."""
     *_, tensors, about = saved
     about = json.loads(json.dumps(about))
     place = data.draw(st.sampled_from([*about, "turn", "part", "all"]))
@@ -405,7 +503,7 @@ def test_crafted_description(saved, data):
 @settings(quick, max_examples=150)
 @given(st.data())
 def test_crafted_tensors(saved, data):
-    """Tensors missing, of another shape or dtype, or with numbers that no memory has."""
+    """Tensors missing, of another shape or dtype, or with impossible numbers."""
     *_, tensors, about = saved
     tensors = {name: tensor.clone() for name, tensor in tensors.items()}
     name = data.draw(st.sampled_from(sorted(tensors)))
@@ -426,7 +524,7 @@ def test_crafted_tensors(saved, data):
     survives(saved, safetensors.torch.save(tensors, {"about": json.dumps(about)}))
 
 
-def test_numbers_that_no_memory_has(saved):
+def test_impossible_numbers(saved):
     """Each of these is refused, not only survived: slots of a wrong step, infinite values, pickles, counts below 0."""
     *_, tensors, about = saved
     save = lambda tensors, about: safetensors.torch.save(tensors, {"about": json.dumps(about)})

@@ -1,4 +1,4 @@
-"""Many conversations in fixed buffers give what each gives alone: the same logits, memory and outputs, to rounding."""
+"""Conversations in one batch of fixed buffers give the same logits, memory and outputs as each alone, to rounding."""
 
 from dataclasses import replace
 
@@ -140,10 +140,9 @@ def test_running_mean_is_exact():
     total = 0.0
     for context in torch.randint(3, 40, (1000, 3), generator=torch.Generator().manual_seed(0)).tolist():
         batch.read([context, context[:2]])
-        comp = [
-            torch.stack([x[:, i, :, at : at + 2] for x in (batch.keys, batch.values)]) for i, at in ((0, 7), (1, 6))
-        ]
-        total = total + torch.stack(comp).double()
+        pairs = torch.stack([batch.keys, batch.values]).double()  # (2, layers, 2, kv_heads, C, head_dim)
+        first, second = pairs[:, :, 0, :, 7:9], pairs[:, :, 1, :, 6:8]  # COMP tokens come after 4 pairs and the text
+        total = total + torch.stack([first, second])
     for i in range(2):
         torch.testing.assert_close(memory_of(batch, i)[1].double(), total[i] / 1000, atol=1e-5, rtol=0)
 

@@ -11,13 +11,12 @@ from hypothesis import strategies as st
 from minccm.extra.picture import draw_masks
 from minccm.io.adapters import load_adapter, save_adapter
 from minccm.io.options import load_method
-from minccm.methods import METHODS, TokenInfo, attention_mask, get_method, merge_weights
+from minccm.methods import TokenInfo, attention_mask, get_method, merge_weights
 from minccm.session import Session
-from tests.conftest import ROOT, random_model
+from tests.conftest import ALL_METHODS, EXAMPLES, ROOT, random_model
 from tests.test_parallel_is_recursive import TOLERANCE, gradients, parallel_logits, recursive_logits
 
 FILES = sorted((ROOT / "examples").glob("*.py"))
-EXAMPLES = {path.stem: load_method(str(path)) for path in FILES}
 each_file = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 words = st.lists(st.integers(3, 39), max_size=3)
 
@@ -47,7 +46,7 @@ def test_decay_learns_its_rate():
     torch.testing.assert_close(weights[1:], torch.cat([a * (1 - a) ** 2, a * (1 - a), a]))
 
 
-@pytest.mark.parametrize("name, pairs", [("decay", [2] * 12), ("two_level", [2, 4, 6, 8, 10, 12] + [14] * 6)])
+@pytest.mark.parametrize("name, pairs", [("decay", [2] * 12), ("two-level", [2, 4, 6, 8, 10, 12] + [14] * 6)])
 def test_memory_stops_growing(name, pairs):
     """KV pairs held after each of 12 steps, n = 2."""
     method = EXAMPLES[name]
@@ -87,9 +86,8 @@ def test_saved_and_loaded(tmp_path):
 
 def test_in_the_picture():
     """The masks of all methods can be drawn, those of the examples included."""
-    methods = [*METHODS.values(), *EXAMPLES.values()]
-    titles = {axes.get_title() for axes in draw_masks(methods).axes}
-    assert {method.name for method in methods} <= titles
+    titles = {axes.get_title() for axes in draw_masks(ALL_METHODS.values()).axes}
+    assert ALL_METHODS.keys() <= titles
 
 
 @each_file

@@ -1,26 +1,30 @@
-"""The experiments, from end to end at toy size, and what they say about wrong settings."""
+"""The experiments, from end to end at toy size, and their errors for wrong settings."""
 
+import argparse
 import importlib
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
 
 from data import dialog
-from experiments import stability, talks
+from data.encode import encoder
+from experiments import pretrain, stability, talks
+from experiments.__main__ import HELPERS
 from minccm.io import options as cli
+from minccm.io.adapters import load_adapter
+from minccm.io.templates import DIALOGUE, TEMPLATES
 from minccm.io.tokenizer import Tokenizer
 from minccm.io.weights import load_model
+from minccm.methods import get_method
 from tests.conftest import ROOT
 
-NAMES = sorted(path.stem for path in (ROOT / "experiments").glob("*.py") if path.stem not in ("__init__", "common"))
+NAMES = sorted(path.stem for path in (ROOT / "experiments").glob("*.py") if path.stem not in HELPERS)
 
 
 @pytest.fixture
 def call(monkeypatch, capsys):
-    """Runs an experiment in this process; returns what it printed."""
+    """Runs an experiment in this process; returns its output."""
 
     def run(name, *arguments) -> str:
         monkeypatch.setattr("sys.argv", [name, *map(str, arguments)])
@@ -32,7 +36,7 @@ def call(monkeypatch, capsys):
 
 @pytest.fixture
 def measured(call, tmp_path):
-    """Runs an experiment with --json and --picture; returns the rows and what it printed."""
+    """Runs an experiment with --json and --picture; returns the rows and its output."""
 
     def run(name, *arguments, picture=True):
         files = tmp_path / "result.json", tmp_path / "result.png"
@@ -45,11 +49,21 @@ def measured(call, tmp_path):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_help(name):
-    """python -m experiments.NAME --help explains its options."""
-    command = [sys.executable, "-m", f"experiments.{name}", "--help"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0 and "usage:" in done.stdout and "None" not in done.stdout.split("options:")[0]
+def test_help(name, call, capsys):
+    """python -m experiments.NAME --help says what it measures, and explains its options."""
+    with pytest.raises(SystemExit) as stop:
+        call(name, "--help")
+    out = capsys.readouterr().out
+    about = importlib.import_module(f"experiments.{name}").__doc__.partition("\n")[0]
+    assert stop.value.code == 0 and about.split()[0] in out and "options:" in out
+
+
+def test_list(call, capsys):
+    """python -m experiments names each of them, with one line about it."""
+    importlib.import_module("experiments.__main__").main()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[2] for line in lines] == [f"experiments.{name}" for name in NAMES]
+    assert all(len(line.split()) > 6 for line in lines)
 
 
 def test_stream(measured, tiny, tmp_path):
@@ -80,7 +94,7 @@ def test_stability(measured, monkeypatch):
 
 
 def test_inside(call, tmp_path):
-    """Every word is shown for each COMP token, and a row for each layer."""
+    """The words of each turn once per COMP token, and a row for each layer."""
     picture = tmp_path / "inside.png"
     out = call("inside", "attention", "--method", "ccm-concat", "--turns", 3, "--picture", picture, "--device", "cpu")
     assert out.count("COMP 1") == out.count("COMP 2") == 3 and picture.stat().st_size > 1000
@@ -99,7 +113,7 @@ def test_masks(call, tmp_path):
 
 
 def test_talks(measured, monkeypatch):
-    """Three facts that no training sample tells, twelve exchanges, three questions; right answers are counted."""
+    """Three facts of the test split, twelve exchanges, three questions; right answers are counted."""
     facts, lines = talks.script(0)
     assert len(lines) == 15 and all(value in line for value, line in zip(facts.values(), lines))
     assert (ROOT / "docs" / "conversation.txt").read_text().splitlines()[:15] == lines
@@ -132,6 +146,85 @@ def test_a_conversation_for_recall(tiny):
         assert not any(value in turn for turn in turns[told + 1 :])
     ids = stability.endless(Tokenizer(tiny), 0, None)
     assert next(ids) == Tokenizer(tiny).bos_id and next(ids) != next(ids)
+
+
+@pytest.fixture
+def pretrained(call, tmp_path):
+    """Makes a tiny base model in a folder of this name; returns the folder."""
+
+    data = tmp_path / "dialogues.jsonl"
+    data.write_text("".join(json.dumps(dialog.sample_at("train", index, 3)) + "\n" for index in range(200)))
+
+    def run(name, *more):
+        shape = ["--dim", 16, "--ffn", 24, "--layers", 1, "--heads", 2, "--vocab", 600, "--device", "cpu"]
+        steps = ["--data", data, "--steps", 6, "--batch", 3, "--save-every", 2, "--eval-samples", 0]
+        call("pretrain", *shape, *steps, "--out", tmp_path / name, *more)
+        return tmp_path / name
+
+    return run
+
+
+def test_pretrain(pretrained, monkeypatch):
+    """A base model that loads, with its tokenizer. An interrupted training that is resumed gives the same bits."""
+    whole = pretrained("whole", "--validate", 4)
+    model, tokenizer = load_model(whole), Tokenizer(whole)
+    assert (model.config.dim, model.config.n_layers, model.config.vocab_size) == (16, 1, tokenizer.vocab_size)
+    rate = pretrain.learning_rate
+    with monkeypatch.context() as context:
+        context.setattr(pretrain, "learning_rate", lambda step, options: rate(step, options) if step < 3 else 1 / 0)
+        with pytest.raises(ZeroDivisionError):  # at the fourth step; the checkpoint is that of the second
+            pretrained("part", "--validate", 4)
+    part = pretrained("part", "--validate", 4, "--resume")
+    assert (part / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    read_losses = lambda folder: [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert read_losses(part) == read_losses(whole) and len(read_losses(whole)) == 6
+
+
+def test_pretrain_from_a_base_model(pretrained):
+    """--init continues with all weights; with a learning rate of 0 they stay the same."""
+    first = pretrained("first")
+    second = pretrained("second", "--init", first, "--lr", 0, "--context-loss", 0)
+    assert (first / "model.safetensors").read_bytes() == (second / "model.safetensors").read_bytes()
+    assert (second / "tokenizer.model").is_file()
+
+
+def test_pretrain_fast(pretrained):
+    """The fast form of the step gives the losses of the plain one, to rounding."""
+    losses = {}
+    for fast in ("off", "pack,prune"):
+        log = (pretrained(fast, "--fast", fast, "--context-loss", 0) / "log.jsonl").read_text()
+        losses[fast] = [json.loads(line)["loss"] for line in log.splitlines()]
+    assert losses["off"] == pytest.approx(losses["pack,prune"], abs=1e-4)
+
+
+def test_only_outputs_and_answers_count(tiny):
+    """With a context loss, other text counts a little; without, only the output counts."""
+    tokenizer = Tokenizer(tiny)
+    sample = {
+        "contexts": ["Bot: Hello.", "User: Where?", "Bot: In Oslo."],
+        "input": "User: So?\nBot:",
+        "target": "Yes.",
+        "answers": [2],
+    }
+    config, method = load_model(tiny).config, get_method("full")
+    for context_loss, learned in ((0.1, ["Bot:InOslo.", "Yes."]), (0.0, ["Yes."])):
+        shape = dict(steps=1, batch=1, length_curriculum=0, max_contexts=None, questions=1, context_loss=context_loss)
+        encode, options = encoder(tokenizer, TEMPLATES[DIALOGUE]), argparse.Namespace(**shape)
+        batches = pretrain.Batches(lambda *_: sample, encode, config, method, options, None)
+        sequence = batches.sequence(0, 0)
+        ids = sequence.tokens.roll(-1)[sequence.loss_weights == 1].tolist()
+        assert tokenizer.decode(ids).replace(" ", "") == "".join(learned)
+        assert bool((sequence.loss_weights == torch.tensor(0.1)).any()) == bool(context_loss)
+
+
+def test_recurrent(call, tmp_path, tiny):
+    """Trained in parallel and step by step: the same losses and gradients. The adapter can be kept."""
+    files = ["--json", tmp_path / "cost.json", "--out", tmp_path / "adapter", "--device", "cpu"]
+    call("recurrent", "--batch", 2, "--steps", 1, "--method", "ccm-merge", *files)
+    found = json.loads((tmp_path / "cost.json").read_text())
+    assert found["parallel"]["losses"] == pytest.approx(found["recurrent"]["losses"], rel=1e-4)
+    assert found["recurrent"]["seconds"] > 0 and found["largest_gradient_difference"] < 1e-3
+    assert load_adapter(load_model(tiny), tmp_path / "adapter") == (get_method("ccm-merge"), 2)
 
 
 def test_weights(call, tmp_path, tiny):

@@ -14,23 +14,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import create_mask
 
+from minccm.extra.curriculum import MixtureKV, take_turns
+from minccm.extra.distill import teacher_logits
+from minccm.extra.training import PlainStep
 from minccm.fast.block_mask import attended_blocks, batch_blocks, batch_keys, block_mask
 from minccm.fast.driver import PackedForward
 from minccm.fast.fused import join_lora, join_weights, joined
 from minccm.fast.packing import pack_rows, packed_attention_mask
 from minccm.fast.rows import LoRARows, SelectRows
 from minccm.fast.sparse_merge import SparseMerge
-from minccm.fast.step import FastOptions, FastStep, PlainStep, make_step
-from minccm.io.options import load_method
-from minccm.methods import METHODS, TokenInfo, attention_mask, get_method, merge_weights
-from minccm.parallel import forward_parallel, loss, merge_matrix
+from minccm.fast.step import FastOptions, FastStep, parse_fast
+from minccm.methods import TokenInfo, attention_mask, get_method, merge_weights
+from minccm.parallel import ParallelKV, forward_parallel, merge_matrix
 from minccm.sequence import build_sequence, pad_batch
 from minccm.session import Session
-from tests.conftest import ROOT, random_model
+from tests.conftest import ALL_METHODS, ROOT, random_model
 
-EXAMPLES = [load_method(str(path)) for path in sorted((ROOT / "examples").glob("*.py"))]
 STEP1 = replace(get_method("full"), name="step 1", conditional=False)
-ALL_METHODS = {method.name: method for method in [*METHODS.values(), STEP1, *EXAMPLES]}
+ALL_METHODS = ALL_METHODS | {"step 1": STEP1}
 EXACT = dict(atol=1e-9, rtol=1e-9)
 
 tokens = st.integers(3, 39)
@@ -56,14 +57,37 @@ def random_samples(count, seed=0, steps=(1, 8), vocab_size=40):
     return [([ids(2, 19) for _ in range(draw.randint(*steps))], [(ids(1, 6), ids(1, 6))]) for _ in range(count)]
 
 
-def loss_and_gradients(step, model, sequences, batches=None, **more):
-    """The loss of a step, and the gradient of each trained parameter; 0 where there is none."""
+def gradients_of(model):
+    """The gradient of each trained parameter by name; 0 where there is none."""
+    return {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in model.adapter_state().items()}
+
+
+def plain(model, method, sequences, distill=0.0, mixture=None):
+    """The loss and gradients of the plain core, all in float64: each sequence alone, over the weight of all."""
+    model.zero_grad()
+    total = 0.0
+    weight = sum(float(x.loss_weights.double().sum()) for x in sequences)
+    for batch in (pad_batch([x]) for x in sequences):
+        at = batch.loss_weights > 0
+        labels, weights = batch.tokens.roll(-1, dims=1)[at], batch.loss_weights[at]
+        kv = MixtureKV(mixture, batch) if mixture else ParallelKV(method.bind(model), batch)
+        logits = forward_parallel(model, method, batch, kv)
+        loss = (F.cross_entropy(logits, labels, reduction="none") * weights).sum()
+        if distill:
+            teacher = teacher_logits(model, method, batch).log_softmax(-1)
+            student = logits[weights >= 1].log_softmax(-1)
+            loss = loss + distill * (teacher.exp() * (teacher - student)).sum()
+        (loss / weight).backward()
+        total += float(loss.detach()) / weight
+    return {"loss": torch.tensor(total, dtype=torch.float64)} | gradients_of(model)
+
+
+def loss_and_gradients(step, model, sequences, batches=None, mixture=None):
+    """The same of a step."""
     model.zero_grad()
     weight = sum(float(x.loss_weights.double().sum()) for x in sequences)
-    found = {"loss": step.backward(step.batches(sequences) if batches is None else batches, weight, **more)}
-    for name, p in model.adapter_state().items():
-        found[name] = torch.zeros_like(p) if p.grad is None else p.grad
-    return found
+    loss = step.backward(step.batches(sequences) if batches is None else batches, weight, mixture)
+    return {"loss": loss.double()} | gradients_of(model)
 
 
 def assert_equal(found, expected, **tolerance):
@@ -78,20 +102,14 @@ def assert_equal(found, expected, **tolerance):
 
 
 def test_plain_step_is_the_core():
-    """The plain step's loss and gradients are those of parallel.loss, whatever its batches are."""
+    """The plain step's loss and gradients are those of the core, to the rounding of its fp32 softmax."""
+    mixture = [(0.3, get_method("ccm-merge")), (0.7, take_turns(get_method("ccm-merge"), 2, 2))]
     method, model = get_method("ccm-merge"), random_model(2)
     sequences = sequences_of(method, 2, random_samples(5), context_loss=0.1)
-    step = make_step(model, method, "off", max_tokens=100)
-    assert isinstance(step, PlainStep) and len(step.batches(sequences)) > 1
-    found = loss_and_gradients(step, model, sequences)
-    model.zero_grad()
-    batch = pad_batch(sequences)
-    labels, weights = (x[batch.loss_weights > 0] for x in (batch.tokens.roll(-1, dims=1), batch.loss_weights))
-    losses = F.cross_entropy(forward_parallel(model, method, batch), labels, reduction="none")  # fp64
-    expected = (losses * weights).sum() / weights.double().sum()
-    expected.backward()
-    assert abs(float(expected.detach() - loss(model, method, batch).detach())) < 1e-5
-    assert_equal(found, {"loss": expected.detach()} | {name: p.grad for name, p in model.adapter_state().items()})
+    step = PlainStep(model, method, max_tokens=100, distill=0.5)
+    assert len(step.batches(sequences)) > 1
+    found = loss_and_gradients(step, model, sequences, mixture=mixture)
+    assert_equal(found, plain(model, method, sequences, 0.5, mixture), atol=1e-5, rtol=1e-5)
 
 
 @settings(max_examples=80, deadline=None, derandomize=True)
@@ -107,7 +125,7 @@ def test_fast_step_is_the_plain_step(method, n, batch, options, context_loss, mi
     """Packed or padded, pruned, with the prefix under no_grad, checkpointed, joined, in shapes larger than needed."""
     model = random_model(n, learned=method.learned, layers=3)
     sequences = sequences_of(method, n, batch, context_loss)
-    expected = loss_and_gradients(PlainStep(model, method), model, sequences)
+    expected = plain(model, method, sequences)
     step = FastStep(model, method, options, max_tokens=200)
     step.batches.pad_multiple, step.batches.min_sizes = 32, min_sizes
     packed = step.batches(sequences)
@@ -136,7 +154,7 @@ def test_packed_logits(method, n, batch, prune, prefix):
 
 @pytest.mark.parametrize("name", ALL_METHODS)
 def test_every_part_that_is_left_out(name):
-    """Each method leaves out what it can: the prefix without a gradient, and contexts' text in the last layer."""
+    """Each method leaves out the same parts: gradients of the prefix, and contexts' text in the last layer."""
     method, draw = ALL_METHODS[name], random.Random(0)
     batch = [([draw.choices(range(3, 39), k=15) for _ in range(steps)], [([6, 7], [8, 9, 2])]) for steps in (1, 3, 5)]
     model = random_model(2, learned=method.learned, layers=3)
@@ -158,7 +176,7 @@ def test_a_last_layer_that_needs_the_prefix():
     step = FastStep(model, method, FastOptions(pack=True, prune=True, prefix=True), max_tokens=4096)
     (packed,) = step.batches(sequences)
     assert packed.prefix and not packed.last
-    expected = loss_and_gradients(PlainStep(model, method), model, sequences)
+    expected = plain(model, method, sequences)
     assert_equal(loss_and_gradients(step, model, sequences, [packed]), expected)
 
 
@@ -170,8 +188,8 @@ def test_distillation(name, pack):
     model = random_model(2, learned=method.learned, layers=3)
     for context_loss in (0.0, 0.1):
         sequences = sequences_of(method, 2, batch, context_loss)
-        expected = loss_and_gradients(PlainStep(model, method, distill=0.7), model, sequences)
-        without = loss_and_gradients(PlainStep(model, method), model, sequences)
+        expected = plain(model, method, sequences, distill=0.7)
+        without = plain(model, method, sequences)
         assert abs(float(expected["loss"] - without["loss"])) > 1e-3
         step = FastStep(model, method, FastOptions(pack=pack, prune=True, prefix=pack), max_tokens=200, distill=0.7)
         assert_equal(loss_and_gradients(step, model, sequences), expected)
@@ -181,15 +199,14 @@ def test_distillation(name, pack):
 def test_a_mixture_of_merge_weights(pack):
     """A merge curriculum merges by a mixture of two methods' weights, which can differ by slot."""
     method, model = get_method("ccm-merge"), random_model(3, layers=3)
-    turns = replace(method, merge_rate=lambda t: (torch.arange(3) == (t - 1) % 3).double() / ((t - 1) // 3 + 1))
-    mixture = [(0.3, method), (0.7, turns)]
+    mixture = [(0.3, method), (0.7, take_turns(method, 3, 3))]
     sequences = sequences_of(method, 3, random_samples(5))
-    expected = loss_and_gradients(PlainStep(model, method), model, sequences, merging=mixture)
-    own = loss_and_gradients(PlainStep(model, method), model, sequences)
+    expected = plain(model, method, sequences, mixture=mixture)
+    own = plain(model, method, sequences)
     assert abs(float(expected["loss"] - own["loss"])) > 1e-6
     step = FastStep(model, method, FastOptions(pack=pack, prune=True, prefix=pack), max_tokens=200)
-    assert_equal(loss_and_gradients(step, model, sequences, merging=mixture), expected)
-    alone = loss_and_gradients(step, model, sequences, merging=[(1.0, method)])
+    assert_equal(loss_and_gradients(step, model, sequences, mixture=mixture), expected)
+    alone = loss_and_gradients(step, model, sequences, mixture=[(1.0, method)])
     assert_equal(alone, own)
 
 
@@ -213,7 +230,7 @@ def test_dropout_of_lora_inputs():
 @pytest.mark.parametrize("context_loss", [0.1, 0.0])
 @pytest.mark.parametrize("name", ["step 1", "ccm-concat", "ccm-merge"])
 def test_compiled_once(name, context_loss):
-    """Steps of unlike samples run what was compiled for the first step, and all layers share it."""
+    """Steps of unlike samples run the graphs of the first step, and all layers share it."""
     from torch._dynamo.utils import counters
 
     device = "cuda" if torch.cuda.is_available() else "cpu"  # on a CPU without kernels, and under a dense mask
@@ -419,23 +436,28 @@ def test_joined_weights():
 
 WORKER = """
 import sys, torch
-from dataclasses import replace
 from minccm.fast import distributed
-from minccm.fast.step import make_step
+from minccm.fast.step import FastStep, parse_fast
+from minccm.extra.training import PlainStep
 from tests.test_fast_equals_plain import get_method, random_model, random_samples, sequences_of
 torch.set_num_threads(1)
 distributed.start()
 method, model = get_method("ccm-merge"), random_model(2, layers=3)
 sequences = sequences_of(method, 2, random_samples(5))
 weight = distributed.all_reduce(sum(float(x.loss_weights.sum()) for x in sequences[distributed.RANK :: 2]))
-step = make_step(model, method, sys.argv[1], max_tokens=90, device=torch.device("cpu"))
+options = parse_fast(sys.argv[1], torch.device("cpu"), 0)
+if options:
+    distributed.shard(model, torch.device("cpu"))
+step = FastStep(model, method, options, max_tokens=90) if options else PlainStep(model, method, max_tokens=90)
 batches = step.batches(sequences[distributed.RANK :: 2])
 assert distributed.IS_MAIN == (distributed.RANK == 0)
 loss = step.backward(batches, weight)
 trained = model.adapter_state()
 loss = distributed.sum_gradients(list(trained.values()), loss)
+held_out = step.held_out_loss(batches)
 if distributed.IS_MAIN:
-    torch.save({"loss": loss} | {name: p.grad for name, p in trained.items()}, sys.argv[2])
+    numbers = {"loss": loss.double(), "held out": torch.tensor(held_out)}
+    torch.save(numbers | {name: p.grad for name, p in trained.items()}, sys.argv[2])
 distributed.stop()
 """
 
@@ -451,7 +473,7 @@ def test_two_processes_are_one(fast, tmp_path):
     """Two processes, each with some of the samples, have the loss and gradients of one; also with a sharded base."""
     method, model = get_method("ccm-merge"), random_model(2, layers=3)
     sequences = sequences_of(method, 2, random_samples(5))
-    expected = loss_and_gradients(PlainStep(model, method), model, sequences)
+    expected = plain(model, method, sequences)
     world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "OMP_NUM_THREADS": "1"}
     runs = []
     for rank in "01":
@@ -462,7 +484,9 @@ def test_two_processes_are_one(fast, tmp_path):
         _, errors = run.communicate(timeout=120)
         assert run.returncode == 0, errors
     found = torch.load(tmp_path / "found.pt", weights_only=True)
-    assert_equal(found, expected, atol=1e-6, rtol=1e-6)
+    batches = PlainStep(model, method, max_tokens=4096).batches(sequences[::2])
+    held_out = torch.tensor(PlainStep(model, method).held_out_loss(batches))
+    assert_equal(found, expected | {"held out": held_out}, atol=1e-5, rtol=1e-5)
 
 
 # ----------------------------------------------------------------------------------------------------------- on a GPU
@@ -484,15 +508,16 @@ def gpu_model(method, n, dtype):
 
 
 @gpu
-@pytest.mark.parametrize("name", ALL_METHODS)
-@pytest.mark.parametrize("fast", ["compile", "compile,no-replay", "no-compile"])
+@pytest.mark.parametrize("name", [name for name in ALL_METHODS if name not in ("none", "full")])
+@pytest.mark.parametrize("fast", ["compile", "compile,no-replay", "auto"])
 def test_fast_step_on_a_gpu(name, fast):
     """In fp32 on a GPU, packed, compiled and replayed: the plain step's loss and gradients, within 1e-2."""
     method = ALL_METHODS[name]
     model = gpu_model(method, 4, torch.float32)
     sequences = sequences_of(method, 4, random_samples(12, vocab_size=512), vocab_size=512)
-    expected = loss_and_gradients(make_step(model, method, "off"), model, sequences)
-    step = make_step(model, method, fast)
+    expected = loss_and_gradients(PlainStep(model, method), model, sequences)
+    step = FastStep(model, method, parse_fast(fast, torch.device("cuda"), 1e6))
+    assert step.options.replay == (fast == "compile" and not method.learned)
     step.fix_shapes([sequences])
     for _ in range(5):  # the third call is captured, and later ones are replayed
         found = loss_and_gradients(step, model, sequences)
@@ -508,7 +533,8 @@ def test_fast_step_in_bf16(name):
     sequences = sequences_of(method, 4, random_samples(12, vocab_size=512), vocab_size=512)
     for dtype, fast in ((torch.float32, "off"), (torch.bfloat16, "compile")):
         model = gpu_model(method, 4, dtype)
-        step = make_step(model, method, fast, distill=0.5)
+        options = parse_fast(fast, torch.device("cuda"), 1e6)
+        step = FastStep(model, method, options, distill=0.5) if options else PlainStep(model, method, distill=0.5)
         step.fix_shapes([sequences])
         for _ in range(4):
             result = loss_and_gradients(step, model, sequences)

@@ -44,7 +44,7 @@ def test_size_of_memory(name, sink, pairs):
     st.sampled_from(["full", "ccm-concat", "ccm-merge", "gist"]), st.lists(st.integers(3, 39), min_size=1, max_size=8)
 )
 def test_generation_is_the_most_likely_continuation(name, ids):
-    """Token by token with a growing cache equals argmax over the whole text each time; the memory stays as it is."""
+    """Token by token with a growing cache equals argmax over the whole text each time; the memory does not change."""
     session = Session(random_model(2), get_method(name), 2)
     session.read([1, 5, 6, 7])
     before = session.memory.keys.clone()

@@ -1,26 +1,24 @@
-"""The reproduction runs from nothing to its table at toy size, and what is done is not done again."""
+"""The reproduction runs from nothing to its table at toy size, and a finished stage does not run again."""
 
 import json
 
 import pytest
 
-import reproduce
 from data import dialog
-from minccm import cli
+from experiments import books, reproduce
+from minccm.io import options as cli
 from tests.test_real_data import daily_folder
 
 
 @pytest.fixture
-def call(tmp_path, monkeypatch, capfd):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # also on a machine that is busy with other tests
+def call(monkeypatch, capfd):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # other tests run at the same time
 
-    def run(*more) -> tuple[int, str]:
-        monkeypatch.setattr(
-            "sys.argv", ["reproduce.py", *map(str, (tmp_path / "data", "--out", tmp_path / "out", *more))]
-        )
+    def run(module, *arguments) -> tuple[int, str]:
+        monkeypatch.setattr("sys.argv", [module.__name__, *map(str, arguments)])
         status = 0
         try:
-            cli.run(reproduce.main)
+            cli.run(module.main)
         except SystemExit as stop:
             status = stop.code
         printed = capfd.readouterr()
@@ -29,29 +27,49 @@ def call(tmp_path, monkeypatch, capfd):
     return run
 
 
+def dialogues(count: int) -> list[list[str]]:
+    """The turns of some generated dialogues."""
+    samples = [dialog.sample("train", index, 0) for index in range(count)]
+    return [[*sample["contexts"], sample["input"], sample["target"]] for sample in samples]
+
+
 def test_from_nothing_to_the_table(call, tmp_path):
-    """Every stage at toy size; a second call shows the same table and trains nothing; other settings are refused."""
-    raw = tmp_path / "data"
+    """All stages at toy size. A second call shows the table and trains nothing; other settings are refused."""
+    raw, out = tmp_path / "data", tmp_path / "out"
     daily_folder(raw / "dailydialog")
-    made = [dialog.sample("train", index, 0) for index in range(120)]
-    turns = [[*sample["contexts"], sample["input"], sample["target"]] for sample in made]
+    turns = dialogues(120)
     (raw / "dialogs.jsonl").write_text("".join(json.dumps({"dialog": one}) + "\n" for one in turns))
     (raw / "book.txt").write_text("\n".join(turn for one in turns for turn in one))
-    wanted = "--scale", "toy", "--seeds", "0", "--methods", "ccm-merge"
-    status, printed = call(*wanted)
+    wanted = raw, "--out", out, "--scale", "toy", "--seeds", "0", "--methods", "ccm-merge"
+    status, printed = call(reproduce, *wanted)
     assert status == 0, printed
-    rows = json.loads((tmp_path / "out" / "results.json").read_text())
+    rows = json.loads((out / "results.json").read_text())
     assert {row["method"] for row in rows} == {"none", "full", "ccm-merge"}
     assert {row["time_step"] for row in rows} == {1, 2, 4, 8, 12}
-    assert (tmp_path / "out" / "results.png").stat().st_size > 1000 and "| ccm-merge |" in printed
-    status, again = call(*wanted)
+    assert (out / "results.png").stat().st_size > 1000 and "| ccm-merge |" in printed
+    status, again = call(reproduce, *wanted)
     assert status == 0 and "python train.py" not in again and "| ccm-merge |" in again
-    status, printed = call(*wanted, "--steps", "0.5")
+    status, printed = call(reproduce, *wanted, "--steps", "0.5")
     assert status == 2 and "base was made by another command" in printed
 
 
-def test_a_failing_stage_says_why(call, tmp_path):
-    """With the last line of its log, and where that is."""
+def test_a_failed_stage(call, tmp_path):
+    """The error has the last line of its log, and the log's name."""
     (tmp_path / "data").mkdir()
-    status, printed = call("--scale", "toy")
+    status, printed = call(reproduce, tmp_path / "data", "--out", tmp_path / "out", "--scale", "toy")
     assert status == 2 and "books failed" in printed and "books.log" in printed and "holds no .txt files" in printed
+
+
+def test_streaming_a_book(call, tmp_path):
+    """A base model and adapters of one text, which then stream another."""
+    for name in ("train", "book"):
+        (tmp_path / f"{name}.txt").write_text("\n".join(turn for one in dialogues(200) for turn in one))
+    shape = "--shape=--dim 16 --ffn 24 --layers 1 --heads 2 --vocab 600"
+    sizes = ["--steps", 2, "--batch", 2, "--adapter-steps", 2, "--adapter-batch", 2, "--tokens", 300, "--window", 64]
+    arguments = [tmp_path / "train.txt", tmp_path / "book.txt", "--out", tmp_path / "out", shape, *sizes]
+    status, printed = call(books, *arguments, "--token-by-token", 0, "--more=--device cpu")
+    assert status == 0, printed
+    for adapter in ("ccm-concat", "ccm-merge"):
+        rows = json.loads((tmp_path / "out" / f"book-64-{adapter}.json").read_text())
+        assert [row["tokens"] for row in rows] == [300, 300] and rows[1]["method"].startswith(adapter)
+    assert printed.count("sliding window") == 2

@@ -47,7 +47,7 @@ METHODS = ["ccm-concat", "ccm-merge", "ccm-merge-ema", "ccm-concat-independent",
 
 @st.composite
 def streams(draw):
-    """Arguments of Stream, and the lengths of the pieces in which a text is read."""
+    """Arguments of Stream, and lengths of the pieces of a text."""
     n = draw(st.integers(1, 3))
     chunk, memory, sink = draw(st.integers(n + 1, 9)), n * draw(st.integers(1, 3)), draw(st.integers(0, 3))
     window = sink + memory + chunk + draw(st.integers(0, 12))
@@ -127,7 +127,7 @@ def test_running_mean_is_exact(name, dtype, tolerance):
 
 
 def test_stream_merges_in_float64():
-    """Merged memory of an fp32 model is within 1e-12 of an average in float64 of what was compressed."""
+    """Merged memory of an fp32 model is within 1e-12 of an average of all COMP tokens in float64."""
     ids = torch.randint(3, 40, (3000,), generator=torch.Generator().manual_seed(0)).tolist()
     stream, comps = Stream(random_model(2, torch.float32), get_method("ccm-merge"), 2, 40, 10, 2), []
     compress = stream.compress

@@ -23,14 +23,14 @@ SNIPPET = re.compile(
     re.DOTALL,
 )
 NUMBER = re.compile(r"-?\d+\.\d*(?:e-?\d+)?")  # with a point; a whole number must be the same
-SETUP = '''# This notebook is made from docs/walkthrough.md. Run it in the folder of the project, or in docs/.
+SETUP = """# This notebook is made from docs/walkthrough.md. Run it in the folder of the project, or in docs/.
 import os
 import sys
 
 if os.path.isdir("../minccm"):
     os.chdir("..")
 sys.path.insert(0, os.getcwd())
-'''
+"""
 
 
 class Result(NamedTuple):
@@ -111,7 +111,7 @@ def notebook(document: str, pictures: list[bytes | None]) -> str:
 
 
 def pictures_on_disk(document: str) -> list[bytes | None]:
-    """For each snippet, the picture below it as it is in docs/."""
+    """For each snippet, the file in docs/ of the picture below it."""
     names = [snippet["picture"] for snippet in SNIPPET.finditer(document)]
     return [(DOCUMENT.parent / name).read_bytes() if name else None for name in names]
 
@@ -134,7 +134,7 @@ def test_a_wrong_output_is_noticed():
 
 
 def test_the_notebook_is_the_walkthrough():
-    """The notebook holds the text, the snippets, the outputs and the pictures of the document as it is."""
+    """The notebook holds the text, snippets, outputs and pictures of the present document."""
     document = DOCUMENT.read_text("utf-8")
     assert NOTEBOOK.read_text("utf-8") == notebook(document, pictures_on_disk(document))
 

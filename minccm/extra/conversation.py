@@ -30,7 +30,7 @@ from minccm.methods import Method, get_method
 from minccm.session import Session
 
 SMOLLM2 = TINY.parent / "smollm2"  # adapters for SmolLM2
-ROLES = ("system", "user", "assistant")  # words of chat templates that nobody has said
+ROLES = ("system", "user", "assistant")  # words of chat templates, not of the speakers
 MAX_TURNS = 2**20  # in a saved conversation
 WORDS = Field(list, items=Field(list, items=Field(list, high=9, items=Field(str))))
 TEXT = Field(str, optional=True)
@@ -68,7 +68,7 @@ class Conversation:
 
     @property
     def is_fresh(self) -> bool:
-        """Has the memory nothing in it? It stays so where contexts are left out (method none)."""
+        """Is the memory empty? With method none it always is."""
         return not self.session.memory.tokens
 
     def encode(self, turn: dict, first: bool | None = None) -> list[list[int]]:
@@ -110,7 +110,7 @@ class Conversation:
             self.turns.append(turn)
 
     def answer(self, prompt: list[int], seed: int = 0, **sampling) -> Iterator[str]:
-        """Yields the whole answer so far whenever another character is complete. The memory stays as it is.
+        """Yields the whole answer so far whenever another character is complete. The memory does not change.
 
         sampling: max_tokens, temperature and top_p of Session.generate. The seed is added to the number of tokens read,
         so a conversation that was saved and loaded continues in the same way.
@@ -159,7 +159,7 @@ class Conversation:
         for i, turn in enumerate(self.turns):
             first = i == 0 or not self.session.method.reads_context
             for ids, words in zip(self.encode(turn, first), turn["words"]):
-                text = self.tokenizer.decode(ids).strip()
+                text = clean(self.tokenizer.decode(ids)).strip()
                 rows.append({"step": len(rows) + 1, "slots": slots[len(rows)], "text": text, "words": words})
         return rows
 
@@ -202,7 +202,8 @@ class Conversation:
         self.session.read(ids)
         self.text_tokens += len(ids)
         marks = MARKS if self.template.name == DIALOGUE else MARKS + ROLES
-        words = [(word.strip(".,:;!?\"'"), place) for word, place in self.tokenizer.words(ids) if word not in marks]
+        words = [(clean(word), place) for word, place in self.tokenizer.words(ids) if word not in marks]
+        words = [(word.strip(".,:;!?\"'"), place) for word, place in words]
         words = [(word, place) for word, place in words if word]
         heard = getattr(self.session, "heard", None)  # (n, N)
         shares = [] if heard is None else heard.tolist()
@@ -251,6 +252,18 @@ def find_adapter(source: str | Path, model, name: str) -> Path:
     raise ValueError(f"{shown}: no adapter is there. Train one with train.py, and give it with --adapter")
 
 
+def find_step1(folder: Path) -> Path | None:
+    """The step-1 adapter below an adapter's folder, or the folder itself if it holds one; None if there is none."""
+    path = folder / "adapter.json"
+    if (folder / "init").is_dir():
+        return folder / "init"
+    if path.is_file():
+        return folder if check_fields(read_json(path), path, {"method": Field(str)})["method"] == "full" else None
+    if (folder / "adapter_config.json").is_file():  # the authors' step-1 adapters are named so
+        return folder if folder.resolve().name.endswith("-no") else None
+    raise error(folder, "no adapter is there: neither adapter.json nor adapter_config.json")
+
+
 def open_conversation(
     model: str | Path = TINY,
     adapter: str | Path | None = None,
@@ -284,10 +297,9 @@ def open_conversation(
         if folder is None and init is None:
             with contextlib.suppress(ValueError):  # without an adapter, this is the base model itself
                 folder = find_adapter(model, base, "ccm-concat")
-                folder = folder if (folder / "init").is_dir() else None
-        if folder is not None:
-            load_adapter(base, folder)
-            folder = None  # only its step-1 part matters
+        if step1 := folder and find_step1(folder):
+            load_adapter(base, step1)
+        folder = None
     else:
         folder = folder or find_adapter(model, base, name or "ccm-concat")
         method, n = load_adapter(base, folder, method, n, sink)

@@ -21,6 +21,7 @@ from tqdm import tqdm
 import data
 from data import dialog
 from data.encode import Encoder, check_length
+from minccm.io.adapters import adapter_fingerprint
 from minccm.io.files import make_folder, write_json, write_whole
 from minccm.io.tokenizer import Tokenizer
 from minccm.methods import Method, TokenInfo, attention_mask, get_method
@@ -78,6 +79,16 @@ class Evaluator:
             counts = ", ".join(map(str, time_steps))
             raise ValueError(f"{name} has no test samples with {counts} contexts: choose others with --time-steps")
         return rows
+
+    def by_dataset(
+        self, run: Run, names: str, count: int, seed: int = 0, time_steps=None, base: str | None = None
+    ) -> list[dict]:
+        """Rows of by_time_step for each dataset of `names`. base: a name for the base model, if it is not plain."""
+        rows = []
+        for name in dict.fromkeys(data.expand(names)):
+            steps = time_steps or TIME_STEPS.get(data.prepared.kind(name), BY_TURNS)
+            rows += self.by_time_step(run, name, steps, count, seed)
+        return [row | {"base": base} if base else row for row in rows]
 
     def by_distance(self, run: Run, distances, count: int, seed: int = 0) -> list[dict]:
         """Rows for dialog by `distance`: recall of a fact told d contexts ago, among d to 20 contexts."""
@@ -187,7 +198,9 @@ def average(rows: list[dict]) -> list[dict]:
         groups.setdefault(tuple(row.get(key) for key in ("data", "method", "time_step", "distance")), []).append(row)
     averaged = []
     for seeds in groups.values():
-        row = dict(seeds[0])
+        row, bases = dict(seeds[0]), {one.get("base") for one in seeds}
+        if len(bases) > 1:  # each seed with a step-1 adapter of its own
+            row["base"] = f"{len(bases)} bases"
         for key in (*METRICS, *sorted(set(GAPS.values()))):
             if values := [one[key] for one in seeds if key in one]:
                 row |= {key: float(np.mean(values)), "seeds": len(values)}
@@ -239,13 +252,25 @@ def show(rows: list[dict], by: str = "time_step", console: Console | None = None
         console.print(table)
 
 
-def report(evaluator: Evaluator, run: Run, names: str, count: int, seed: int, quiet: bool = False) -> list[dict]:
-    """The rows of no context, full context and `run` on each dataset of `names`, with their gaps closed."""
+def step1_name(adapter: str | Path) -> str | None:
+    """A name for the step-1 adapter inside an adapter, which is merged into its base model; None if there is none.
+
+    Adapters with the same name stand on the same base model.
+    """
+    folder = Path(adapter) / "init"
+    return f"step 1 {adapter_fingerprint(folder)[:6]}" if folder.is_dir() else None
+
+
+def report(
+    evaluator: Evaluator, run: Run, names: str, count: int, seed: int, base: str | None = None, quiet: bool = False
+) -> list[dict]:
+    """The rows of no context, full context and `run` on each dataset of `names`, with their gaps closed.
+
+    base: a name for the base model, if it is not plain; see step1_name.
+    """
     rows = []
-    for name in dict.fromkeys(data.expand(names)):
-        time_steps = TIME_STEPS.get(data.prepared.kind(name), BY_TURNS)
-        for each in tqdm([*BASELINES, run], f"evaluating on {name}", leave=False, disable=quiet):
-            rows += evaluator.by_time_step(each, name, time_steps, count, seed)
+    for each in tqdm([*BASELINES, run], "evaluating", leave=False, disable=quiet):
+        rows += evaluator.by_dataset(each, names, count, seed, base=base)
     close_gaps(rows)
     return rows
 
@@ -263,7 +288,8 @@ def show_report(rows: list[dict], path: Path, json_path: Path | None = None) -> 
 def meaning(rows: list[dict]) -> str:
     """One sentence that says what the last method of a table has achieved, next to full context."""
     last = rows[-1]
-    full = next((r for r in rows if r["method"] == "full" and r["time_step"] == last["time_step"]), None)
+    key = last["data"], last["time_step"], "full"
+    full = next((row for row in rows if (row["data"], row["time_step"], row["method"]) == key), None)
     metric = next(metric for metric in ("recall", "accuracy", "perplexity") if metric in last)
     what = {
         "recall": "it recalls {} of the facts",
@@ -296,9 +322,9 @@ def picture(rows: list[dict], path: Path) -> None:
     for name, (left, right) in zip(names, axes):
         of_data = [row for row in rows if row["data"] == name]
         metric = "recall" if "recall" in of_data[0] else next(metric for metric in METRICS if metric in of_data[0])
-        for i, method in enumerate(dict.fromkeys(row["method"] for row in of_data)):
-            line = [row for row in of_data if row["method"] == method]
-            style = dict(marker="o", markersize=4, color=f"C{i}", label=method)
+        for i, (method, base) in enumerate(dict.fromkeys((row["method"], row.get("base")) for row in of_data)):
+            line = [row for row in of_data if (row["method"], row.get("base")) == (method, base)]
+            style = dict(marker="o", markersize=4, color=f"C{i}", label=f"{method} ({base})" if base else method)
             left.plot([row["time_step"] for row in line], [row[metric] for row in line], **style)
             right.plot([row["kv_bytes"] / 1024 for row in line], [row[metric] for row in line], **style)
         left.set(title=name, xlabel="time step t (contexts so far)", ylabel=METRICS[metric])

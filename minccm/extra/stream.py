@@ -56,11 +56,11 @@ class StreamKV:
 class Stream:
     """A model that reads a stream of tokens.
 
-    method: ccm-concat, ccm-merge, or another method that keeps COMP tokens or slots; None for the sliding window, whose
-    size is that of ccm-concat's cache at every moment. n: COMP tokens per chunk. window: the number of KV pairs at which
-    the cache is full; a token is read at that size and then added, so the cache can hold window + 1. chunk: tokens that
-    are compressed at once. memory: the most pairs of compressed memory. sink: first tokens that are always kept.
-    Raises ValueError for sizes that do not fit together.
+    method: ccm-concat, ccm-merge, or another method that keeps COMP tokens or slots; None for the sliding window, which
+    always has the size of ccm-concat's cache. n: COMP tokens per chunk. window: the number of KV pairs at which the
+    cache is full; a token is read at that size and then added, so the cache can hold window + 1. chunk: tokens that are
+    compressed at once. memory: the most pairs of compressed memory. sink: first tokens that are always kept. Raises
+    ValueError for sizes that do not fit together.
     """
 
     def __init__(self, model, method: Method | None, n: int, window=160, chunk=64, memory=8, sink=1):
@@ -176,7 +176,7 @@ class Stream:
         mask = torch.ones(text + comp, held + text + comp, dtype=torch.bool).tril(held)
         mask[text:, chunk_end : held + text] = False  # COMP tokens attend to the memory, the chunk and each other
         mask = mask.to(self.device)
-        if comp:  # the method says to which pairs of the memory
+        if comp:  # the method's rule covers the memory
             info, _ = self._chunk_info()
             mask[text:, : len(self.memory)] = attention_mask(self.method, info[self.chunk :], self.memory.info)
         places = torch.tensor(places, device=self.device)

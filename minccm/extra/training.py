@@ -1,20 +1,24 @@
-"""One optimizer step in plain form: sequences to padded batches, forward pass, loss, gradients.
+"""What training needs beside the core: the step in plain form, the adapter to train, and a look at its recall.
 
-minccm/fast/step.py has the fast form, with the same methods and the same numbers.
+minccm/fast/step.py has the fast form of the step, with the same methods and the same numbers.
 """
 
+import shutil
 import time
 from collections.abc import Iterable
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 import data
-from data.encode import Encoder
 from minccm.extra.curriculum import MixtureKV, check_merge_curriculum
 from minccm.extra.distill import distillation_loss, teacher_logits
 from minccm.extra.evaluate import Evaluator, Run
-from minccm.io.adapters import is_from_file, load_adapter
+from minccm.io.adapters import keep_step1, load_adapter, save_adapter
+from minccm.io.checkpoint import STATE
+from minccm.io.options import method_of
+from minccm.io.untrusted import printable
 from minccm.methods import Method
 from minccm.model import Transformer
 from minccm.parallel import ParallelKV, forward_parallel, weighted_loss
@@ -87,16 +91,9 @@ class PaddedBatches:
 class RecallWatch:
     """Now and then during training: the share of a few held-out facts that the memory recalls, for the progress bar."""
 
-    def __init__(
-        self, model: Transformer, tokenizer, encode: Encoder, run: Run, name: str, seconds=20.0, distance=2, samples=32
-    ):
+    def __init__(self, evaluator: Evaluator, run: Run, name: str, seconds=20.0, distance=2, samples=32):
         """name: the dataset; there is something to watch only where it is `dialog`. seconds: between two looks."""
-        self.evaluator, self.run, self.seconds, self.distance = (
-            Evaluator(model, tokenizer, encode),
-            run,
-            seconds,
-            distance,
-        )
+        self.evaluator, self.run, self.seconds, self.distance = evaluator, run, seconds, distance
         self.samples = data.at_step(name, "validation", distance, samples) if name == "dialog" else []
         self.last, self.text = time.perf_counter(), ""
 
@@ -112,17 +109,19 @@ class RecallWatch:
         return self.text
 
 
-def prepare_adapter(model: Transformer, method: Method, options) -> int:
+def prepare_adapter(model: Transformer, method: Method, options, out: Path) -> int:
     """Gives the model the adapter to train: a new one, or the one of options.adapter. Returns n.
 
-    options: adapter, n, r, alpha, dropout, merge_curriculum, as train.py has them. Raises ValueError for what does not
-    fit together.
+    options: init, adapter, n, r, alpha, dropout, merge_curriculum, as train.py has them. out: where the adapter will be
+    written. Raises ValueError for what does not fit together.
     """
+    if options.init and Path(options.init).resolve() == out.resolve():
+        raise ValueError(f"--init {printable(options.init)} would be overwritten: choose another folder with --out")
     n = 0 if method.name == "full" else options.n
     if method.name == "none":
         raise ValueError("--method none has nothing to train")
     if options.adapter:
-        found, least = load_adapter(model, options.adapter, method if is_from_file(method) else None)
+        found, least = load_adapter(model, options.adapter, method_of(options.adapter, [method]))
         n = n or least
         if found.name == "full":
             raise ValueError(f"--adapter {options.adapter} is a step-1 adapter: give it as --init")
@@ -139,3 +138,18 @@ def prepare_adapter(model: Transformer, method: Method, options) -> int:
     if options.merge_curriculum:
         check_merge_curriculum(method, n, options.merge_curriculum)
     return n
+
+
+def write_adapter(out: Path, model: Transformer, method: Method, options, step: int) -> None:
+    """Writes the adapter after `step` steps, and at the first checkpoint its step-1 adapter below it, in out/init.
+
+    The adapter of an earlier training is removed before: it must never stand on another step-1 adapter.
+    """
+    if not (out / STATE).exists():
+        (out / "adapter.json").unlink(missing_ok=True)
+        step1 = Path(options.init) if options.init else Path(options.adapter) / "init" if options.adapter else None
+        if step1 is None or step1.resolve() != (out / "init").resolve():
+            shutil.rmtree(out / "init", ignore_errors=True)
+        keep_step1(options.init, options.adapter, out)
+    about = {"base_name": Path(options.model).name, "data": options.data, "steps": step, "seed": options.seed}
+    save_adapter(out, model, method, options.n, **about)

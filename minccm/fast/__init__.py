@@ -1,5 +1,5 @@
 """The same numbers as the plain core, faster. Each idea has a file; tests/test_fast_equals_plain.py compares them.
 
-Training: packing, block_mask, sparse_merge, rows, fused, driver, graphs, distributed; step.py is the only one that
-train.py knows.
+Training: step.py is the only file that train.py knows. It uses packing, driver (with block_mask, sparse_merge, rows and
+fused), graphs and distributed. Inference: conversations.py, with inference, kernels, fused and graphs.
 """

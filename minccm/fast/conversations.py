@@ -5,9 +5,9 @@ A compressed memory does not grow, so its shape can be fixed. For each layer and
 
     [ memory: pairs | a context with its COMP tokens; or an input and its output ]
 
-`info` says what each place holds, PAD if nothing. The attention rule is methods.attention_mask, as everywhere. So each
-turn of each conversation, at any time step, is the same work at the same places. On a GPU it is one CUDA graph,
-captured once and then replayed: one to read, one for an input, one for each token of an output.
+`info` describes each place; the kind of an empty one is PAD. The attention rule is methods.attention_mask, as
+everywhere. So each turn of each conversation, at any time step, is the same work at the same places. On a GPU it is one
+CUDA graph, captured once and then replayed: one to read, one for an input, one for each token of an output.
 
     talks = Conversations(model, method, n, batch=2, pairs=16, turn=64, output=32)
     talks.read([ids, None])            # the second conversation has no context this time
@@ -112,8 +112,8 @@ class Conversations:
         if exact != weight.dtype:
             shape = *shape[:3], pairs + self.max_moved, shape[4]
             self.exact = tuple(torch.zeros(shape, dtype=exact, device=self.device) for _ in range(2))
-        self.table = torch.empty(len(FIELDS), batch, width, dtype=torch.int64, device=self.device)
-        self.info = TokenInfo(*self.table)  # (B, C), views of the table
+        empty = torch.zeros(batch, width, dtype=torch.int64, device=self.device)
+        self.info = TokenInfo(*(empty.clone() for _ in FIELDS))  # (B, C)
         self.padding = PADDING.to(self.device)
         self.reset()
         slots = n if method.merge_rate else 0
@@ -175,7 +175,7 @@ class Conversations:
 
     @torch.no_grad()
     def logits(self, texts: list[list[int]]) -> Tensor:
-        """Logits (B, vocab_size) of the token after each input. The memory stays as it is."""
+        """Logits (B, vocab_size) of the token after each input. The memory does not change."""
         self._fill("input", texts, question=1).send()
         self._clear_turn()
         self._replay("input", self._input)
@@ -190,7 +190,7 @@ class Conversations:
         generator: torch.Generator | None = None,
         stop_ids: tuple[int, ...] | None = None,
     ) -> list[list[int]]:
-        """The output for each input: token ids up to one of stop_ids (by default EOS). The memory stays as it is.
+        """The output for each input: token ids up to one of stop_ids (by default EOS). The memory does not change.
 
         max_tokens: by default `output`, which is the most. The rest is as in Session.generate.
         """
@@ -253,7 +253,7 @@ class Conversations:
         """A stage whose inputs on the host are filled from token ids."""
         stage, vocab_size = self.stages[name], self.model.config.vocab_size
         if len(texts) != self.batch:
-            raise ValueError(f"{len(texts)} texts are given to {self.batch} conversations")
+            raise ValueError(f"there are {len(texts)} texts for {self.batch} conversations")
         if (longest := max(len(text or ()) for text in texts)) > self.turn:
             raise ValueError(f"a text of {longest} tokens exceeds a turn of {self.turn}: split it")
         stage.clear()
@@ -331,7 +331,7 @@ class Conversations:
 
         Slots are merged in the precision of `exact`. Then the buffers get the rounded slots.
         """
-        sources, table, moved_from, moved_to, weights, is_full = self.plan
+        sources, info, moved_from, moved_to, weights, is_full = self.plan
         for buffer, exact in zip((self.keys, self.values), self.exact):
             tokens = buffer[..., self.pairs :, :]
             moved = _gather(tokens, moved_from.clamp(max=tokens.shape[3] - 1)).to(exact.dtype)
@@ -343,7 +343,7 @@ class Conversations:
                 moved = torch.where(is_slot, _gather(merged, slot.clamp(min=0)), moved)
             for target in (exact,) if exact is buffer else (exact, buffer):
                 target.scatter_(3, _index_like(target, moved_to), moved.to(target.dtype))
-        self.table.copy_(table)
+        torch._foreach_copy_(list(vars(self.info).values()), list(vars(info).values()))
         self.is_full.copy_(is_full)
 
     def _max_moved(self) -> int:
@@ -483,9 +483,9 @@ def _plan_update(
     """What an update does, from info alone: `held` (B, C) are the places, `slots` (B, S) what this step merges.
 
     sources (B, K): the tokens, counted from `pairs` on, that can go into slots. At most max_moved pairs move. Returns
-    the table of info after the update (fields, B, C); from where (counted from `pairs` on, slots after all places) and
-    to where pairs move, both (B, max_moved); the weights of the memory and of the sources in each slot
-    (B, S, pairs + K), or None; and whether the memory is too small.
+    the info after the update (B, C); from where (counted from `pairs` on, slots after all places) and to where pairs
+    move, both (B, max_moved); the weights of the memory and of the sources in each slot (B, S, pairs + K), or None; and
+    whether the memory is too small.
     """
     info = _cat(held, slots)  # (B, C + S)
     kept = attention_mask(method, later, info).any(1)  # (B, C + S)
@@ -500,12 +500,12 @@ def _plan_update(
         weights = _slot_weights(method, _cat(held[:, :pairs], tokens), slots, step, rate)
     is_padding = torch.cat([free, torch.ones_like(held.kind[:, pairs:], dtype=torch.bool)], 1)
     in_padding = moved_to >= pairs
-    table = []
+    after = []
     for name in FIELDS:
         field, pad = getattr(info, name), getattr(padding, name)
         moved = torch.where(in_padding, pad, field[:, pairs:].gather(1, moved_from))
-        table.append(torch.where(is_padding, pad, getattr(held, name)).scatter(1, moved_to, moved))
-    return torch.stack(table), moved_from, moved_to, weights, (new.sum(1) > free.sum(1)).any()
+        after.append(torch.where(is_padding, pad, getattr(held, name)).scatter(1, moved_to, moved))
+    return TokenInfo(*after), moved_from, moved_to, weights, (new.sum(1) > free.sum(1)).any()
 
 
 def _cat(a: TokenInfo, b: TokenInfo) -> TokenInfo:

@@ -45,11 +45,9 @@ class PackedKV:
         self.merge = self.block_mask = self.mask = None
         if weights is not None and len(batch.slots):
             self.merge = SparseMerge(batch.merge_index, weights, batch.tokens.shape[1] - 1, dtype)
-        if _is_causal(method, batch):
-            pass
-        elif flex:
+        if flex and not _is_causal(method, batch):
             self.block_mask = block_mask(batch.info, keys, blocks or attended_blocks(method, batch.info, keys))
-        else:
+        elif not _is_causal(method, batch):
             self.mask = packed_attention_mask(method, batch.info, keys)[:, None]  # bool (B, 1, N, K)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, prefix: Pair | None) -> Tensor:

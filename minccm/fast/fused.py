@@ -27,7 +27,7 @@ def join_weights(model) -> None:
 
 
 def _join_rows(parts: list[torch.nn.Linear], present: Tensor | None) -> Tensor:
-    """The weights of the parts one after another, as a tensor of which they become slices."""
+    """A tensor of the parts' weights, one after another. The weights become slices of it."""
     if present is not None and present.data_ptr() == parts[0].weight.data_ptr():
         return present
     whole = torch.cat([part.weight for part in parts])
@@ -56,7 +56,7 @@ def join_lora(model) -> None:
 
 
 def _join_lora(parts: list[ConditionalLoRA], present: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor] | None:
-    """A (parts * r, in) and block-diagonal B (out, parts * r), of which those of the parts become slices."""
+    """A (parts * r, in) and block-diagonal B (out, parts * r). A and B of the parts become slices of them."""
     if parts[0].lora_A is None:
         return None
     if present is not None and present[0].data_ptr() == parts[0].lora_A.data_ptr():

@@ -42,7 +42,7 @@ class Replayed:
     """A function that returns a tuple of tensors. The third call with the same shapes captures a graph and replays it.
 
     Inputs are tensors, or dataclasses, lists and tuples of tensors. The function must not change anything. On a CPU it
-    is called as it is.
+    is just called.
     """
 
     def __init__(self, function: Callable[..., tuple[Tensor, ...]]):

@@ -20,15 +20,12 @@ from minccm.sequence import LATEST, Sequence
 
 @dataclass(frozen=True)
 class PackedInfo:
-    """TokenInfo, and of which sample of its row ("document") each token is. One tensor, so that one copy moves it."""
+    """TokenInfo, and for each token the number of its sample in its row, the document. One tensor: one copy moves it."""
 
     data: Tensor  # int64 (6, B, N): the fields of TokenInfo, then the document; below 0 for padding
 
     info = property(lambda self: TokenInfo(*self.data[:-1]))  # (B, N)
     document = property(lambda self: self.data[-1])  # (B, N)
-
-    def __getitem__(self, index) -> "PackedInfo":
-        return PackedInfo(self.data[(slice(None), *index)] if isinstance(index, tuple) else self.data[:, index])
 
     def __len__(self) -> int:
         """N: tokens or slots in a row."""
@@ -130,7 +127,7 @@ class PackedBatch:
 
 @dataclass
 class _Sample:
-    """A sequence in the form in which it is packed."""
+    """A sequence, ready to be packed."""
 
     tokens: Tensor  # (N,)
     positions: Tensor  # (N,)
@@ -170,10 +167,10 @@ def pack_rows(
     samples = [[_Sample.of(x) for x in row] for row in rows]
     prefixes = [[prefix_mask(method, x) if prefix else None for x in row] for row in rows]
     lasts = [[last_layer_mask(method, x) if prune else None for x in row] for row in rows]
-    first, finer = None, max(min(pad_multiple, 128), pad_multiple // 8)  # parts of rows are rounded up to this multiple
+    first, finer = None, max(min(pad_multiple, 128), pad_multiple // 8)  # a part of a row is rounded up to `finer`
     if prefix and all(mask.any() for row in prefixes for mask in row):
         first = _pack(_select(samples, prefixes, slots=False), finer, NO_MIN_SIZES)
-        prune &= not any((a & b).any() for pair in zip(prefixes, lasts) for a, b in zip(*pair) if prune)
+        prune = prune and not any((a & b).any() for pair in zip(prefixes, lasts) for a, b in zip(*pair))
         rest = [[~mask for mask in row] for row in prefixes]
         samples = _select(samples, rest)
         lasts = [[last[mask] for last, mask in zip(*pair)] for pair in zip(lasts, rest)] if prune else lasts
@@ -248,9 +245,8 @@ def _merge_index(rows: list[list[_Sample]], pad: int, size: Callable[..., int]) 
     G = size(2, max(map(len, rows)), lambda count: _power(count, 8))
     made = torch.cat([x.slots for row in rows for x in row], 1)
     if not made.numel():
-        return PackedInfo(torch.zeros(6, len(rows), 0, dtype=torch.int64)), torch.zeros(
-            len(rows), G, 0, 0, 0, dtype=torch.int64
-        )
+        nothing = torch.zeros(6, len(rows), 0, dtype=torch.int64)
+        return PackedInfo(nothing), nothing.new_zeros(len(rows), G, 0, 0, 0)
     T = size(3, int(made[STEP].max()) + 1, lambda count: _round_up(count, 8))
     n = 1 + max(int(x[SLOT_NUMBER].max()) for x in (made, *(x.info for row in rows for x in row)))
     data = torch.empty(6, len(rows), G, T, n, dtype=torch.int64)
@@ -268,9 +264,8 @@ def _merge_index(rows: list[list[_Sample]], pad: int, size: Callable[..., int]) 
             index = index[order]
             counts = part.unique_consecutive(return_counts=True)[1]
             number = torch.arange(len(index)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
-            found.append(
-                [torch.full_like(index, i), torch.full_like(index, g), part // n, part % n, number, index + start]
-            )
+            row_and_sample = torch.full_like(index, i), torch.full_like(index, g)
+            found.append([*row_and_sample, part // n, part % n, number, index + start])
             start += len(x.tokens)
     *place, number, index = (torch.cat(field) for field in zip(*found))
     S = size(4, int(number.max()) + 1, lambda count: _power(count, 1))
@@ -286,17 +281,6 @@ def _index(masks: list[Tensor], pad: int, size: Callable[[int], int]) -> Tensor:
     for row, index in zip(out, found):
         row[: len(index)] = index
     return out
-
-
-def bucket_by_length(lengths: list[int], max_tokens: int) -> list[list[int]]:
-    """Indices of sequences in buckets of like length, each of at most max_tokens when padded (or one sequence)."""
-    buckets, longest = [], 0
-    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if not buckets or longest * (len(buckets[-1]) + 1) > max_tokens:
-            buckets.append([])
-            longest = lengths[index]
-        buckets[-1].append(index)
-    return buckets
 
 
 def fill_rows(lengths: list[int], max_tokens: int, pad_multiple: int = 128) -> list[list[int]]:

@@ -1,16 +1,16 @@
-"""One optimizer step's samples to a loss and gradients, in a plain and a fast form: all that train.py knows of speed.
+"""The training step in its fast form: one optimizer step's samples to a loss and gradients.
 
-    step = make_step(model, method, fast="auto")
-    batches = step.batches(sequences)                 # on the CPU, in the workers of a data loader
-    loss = step.backward(batches, total_weight)       # gradients are added to p.grad of what trains
+    fast = parse_fast("auto", device, parameters)           # None: the plain form, extra.training.PlainStep
+    step = FastStep(model, method, fast)
+    batches = step.batches(sequences)                       # on the CPU, in the workers of a data loader
+    loss = step.backward(batches, total_weight)             # gradients are added to p.grad of what trains
 
-Both forms give the same numbers. The plain one pads sequences of like length to a batch, and calls the core.
+Both forms have the same methods and give the same numbers.
 """
 
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -21,92 +21,14 @@ from minccm.fast.block_mask import Blocks, batch_blocks
 from minccm.fast.driver import PackedForward
 from minccm.fast.fused import join_weights
 from minccm.fast.graphs import Replayed
-from minccm.fast.packing import NO_MIN_SIZES, PackedBatch, bucket_by_length, fill_rows, pack_rows
+from minccm.fast.packing import NO_MIN_SIZES, PackedBatch, fill_rows, pack_rows
 from minccm.fast.sparse_merge import Mixture, mixed_weights
 from minccm.methods import METHODS, Method
 from minccm.model import Transformer
-from minccm.parallel import ParallelKV, forward_parallel, merge_matrix
-from minccm.sequence import Sequence, pad_batch
+from minccm.sequence import Sequence, bucket_by_length
 
 LARGE = 5e8  # parameters; compiling pays from here on
 MAX_ROW = 65536  # tokens of one forward pass, at most
-
-
-def padded_batches(sequences: list[Sequence], max_tokens: int) -> list[Sequence]:
-    """Batches of sequences of like length, each of at most max_tokens tokens with padding (or one sequence)."""
-    buckets = bucket_by_length([len(x) for x in sequences], max_tokens)
-    return [pad_batch([sequences[i] for i in bucket]) for bucket in buckets]
-
-
-def teacher_method(method: Method) -> Method:
-    """The teacher of distillation: text attends to all earlier text and to no COMP token, which is full context."""
-    return replace(method, attends=METHODS["full"].attends, merge_rate=None, learned=(), conditional=True)
-
-
-def weighted_loss(
-    logits: Tensor, labels: Tensor, weights: Tensor, teacher: Tensor | None = None, distill: float = 0.0
-) -> Tensor:
-    """The sum over R tokens of weight * cross-entropy in nats, plus, where the weight is at least 1, distill * KL.
-
-    logits (R, vocab_size), labels and weights (R,). KL(teacher || student) is in nats; teacher: its logits.
-    """
-    dtype = torch.promote_types(logits.dtype, torch.float32)
-    loss = (F.cross_entropy(logits.to(dtype), labels, reduction="none") * weights).sum()
-    if teacher is None:
-        return loss
-    logits, teacher = (x.to(dtype).log_softmax(-1) for x in (logits, teacher))
-    kl = F.kl_div(logits, teacher, log_target=True, reduction="none").sum(-1)  # (R,)
-    return loss + distill * (kl * (weights >= 1)).sum()
-
-
-class PlainStep:
-    """The plain form: padded batches through parallel.ParallelKV."""
-
-    def __init__(self, model: Transformer, method: Method, max_tokens: int = 2048, distill: float = 0.0):
-        """distill: the weight of the teacher's KL divergence in the loss."""
-        self.model, self.method, self.distill = model, method, distill
-        self.device = model.embed_tokens.weight.device
-        self.batches = partial(padded_batches, max_tokens=max_tokens)
-
-    def fix_shapes(self, steps: Iterable[list[Sequence]]) -> None:
-        """Nothing to do: the plain form takes batches of any shape."""
-
-    def token_count(self, batches: list[Sequence]) -> int:
-        """Tokens of the batches, with padding."""
-        return sum(batch.tokens.numel() for batch in batches)
-
-    def backward(self, batches: list[Sequence], total_weight: float, merging: Mixture | None = None) -> Tensor:
-        """Returns the loss () of the batches, the sum over tokens divided by total_weight, and adds its gradients.
-
-        merging: merge by this mixture of methods' merge weights, not by the method's own.
-        """
-        total = torch.zeros((), device=self.device)
-        for batch in batches:
-            loss = self.loss(batch.to(self.device), merging) / total_weight
-            loss.backward()
-            total = total + loss.detach()
-        return total
-
-    def loss(self, batch: Sequence, merging: Mixture | None = None) -> Tensor:
-        """weighted_loss of one batch."""
-        kv = ParallelKV(self.method.bind(self.model), batch)
-        if merging and kv.P is not None:  # P is linear in the merge weights
-            kv.P = sum(share * merge_matrix(method, batch.info, batch.slots) for share, method in merging)[:, None]
-        at = batch.loss_weights > 0
-        lora_mask = self.method.lora_mask(batch.info)
-        logits = self.model(batch.tokens, batch.positions, kv, lora_mask, at)
-        teacher = None
-        if self.distill:
-            no_slots = replace(batch, slots=batch.slots[..., :0])
-            with torch.no_grad():
-                teacher = forward_parallel(self.model, teacher_method(self.method), no_slots)
-        labels = batch.tokens.roll(-1, dims=1)[at]
-        return weighted_loss(logits, labels, batch.loss_weights[at], teacher, self.distill)
-
-    @torch.no_grad()
-    def held_out_loss(self, batches: list[Sequence]) -> float:
-        """Weighted mean cross-entropy in nats, without dropout and distillation."""
-        return _held_out_loss(self, batches)
 
 
 @dataclass(frozen=True)
@@ -148,28 +70,23 @@ def parse_fast(text: str, device: torch.device, parameters: float) -> FastOption
     return FastOptions(**{name: asked.get(name, defaults.get(name, False)) for name in names})
 
 
-def make_step(
-    model: Transformer,
-    method: Method,
-    fast: str = "auto",
-    max_tokens: int | None = None,
-    distill: float = 0.0,
-    context_loss: float = 0.0,
-    device: torch.device | None = None,
-) -> "PlainStep | FastStep":
-    """The step of a model whose adapter has been added. fast: see parse_fast.
+def teacher_method(method: Method) -> Method:
+    """The teacher of distillation: text attends to all earlier text and to no COMP token, which is full context."""
+    return replace(method, attends=METHODS["full"].attends, merge_rate=None, learned=(), conditional=True)
 
-    max_tokens: of one forward pass; by default 2048 on a CPU, and what fits into a GPU's memory. context_loss: the loss
-    weight of other text, which takes memory. device: where to spread a model that is still on the CPU (fsdp).
+
+def weighted_loss(logits: Tensor, batch: PackedBatch, teacher: Tensor | None = None, distill: float = 0.0) -> Tensor:
+    """The sum over R tokens of weight * cross-entropy in nats, plus, where the weight is at least 1, distill * KL.
+
+    logits: (R, vocab_size). KL(teacher || student) is in nats; teacher: its logits (R, vocab_size).
     """
-    device = device or model.embed_tokens.weight.device
-    options = parse_fast(fast, device, sum(p.numel() for p in model.parameters()))
-    if options is None:
-        default = 2048 if device.type == "cpu" else MAX_ROW
-        return PlainStep(model, method, max_tokens or default, distill)
-    if options.fsdp:
-        distributed.shard(model, device)
-    return FastStep(model, method, options, max_tokens, distill, context_loss)
+    dtype, weights = torch.promote_types(logits.dtype, torch.float32), batch.loss_weights.flatten()
+    loss = (F.cross_entropy(logits.to(dtype), batch.labels.flatten(), reduction="none") * weights).sum()
+    if teacher is None:
+        return loss
+    logits, teacher = (x.to(dtype).log_softmax(-1) for x in (logits, teacher))
+    kl = F.kl_div(logits, teacher, log_target=True, reduction="none").sum(-1)  # (R,)
+    return loss + distill * (kl * (weights >= 1)).sum()
 
 
 @dataclass
@@ -243,25 +160,33 @@ class FastStep:
         """Tokens of the batches, with padding."""
         return sum(batch.token_count for batch in batches)
 
-    def backward(self, batches: list[PackedBatch], total_weight: float, merging: Mixture | None = None) -> Tensor:
-        """As PlainStep.backward."""
-        if self.options.fsdp:  # all processes take part in as many passes, some of them without a loss
-            idle = replace(batches[-1], loss_weights=torch.zeros_like(batches[-1].loss_weights), last=None)
-            batches = batches + [idle] * (int(distributed.all_reduce(len(batches), "MAX")) - len(batches))
-        batches, total = [batch.to(self.device) for batch in batches], torch.zeros((), device=self.device)
+    def backward(self, batches: list[PackedBatch], total_weight: float, mixture: Mixture | None = None) -> Tensor:
+        """The loss () of a step: the weighted sum over tokens, divided by total_weight. Adds its gradients to p.grad.
+
+        mixture: merge by the weighted sum of these methods' merge weights, not by the method's own.
+        """
+        batches, total = self._on_device(batches), torch.zeros((), device=self.device)
         blocks = [self._blocks(batch) for batch in batches]  # before all else, as the CPU waits for the GPU here
-        for batch, batch_blocks_ in zip(batches, blocks):
-            weights = merging and mixed_weights(merging, batch.merge_index.shape[2], self.device)
+        for batch, of_batch in zip(batches, blocks):
+            weights = mixture and mixed_weights(mixture, batch.merge_index.shape[2], self.device)
             if self.options.replay:
                 divisor = torch.full((), total_weight, device=self.device)
-                loss, *gradients = self.replayed(batch, divisor, weights, *batch_blocks_)
+                loss, *gradients = self.replayed(batch, divisor, weights, *of_batch)
                 for p, gradient in zip(self.trained, gradients):
                     p.grad = gradient if p.grad is None else p.grad.add_(gradient)
             else:
-                loss = self.loss(batch, weights, *batch_blocks_) / total_weight
+                loss = self.loss(batch, weights, *of_batch) / total_weight
                 loss.backward()
             total = total + loss.detach()
         return total
+
+    def _on_device(self, batches: list[PackedBatch]) -> list[PackedBatch]:
+        """The batches on the device. With fsdp, batches without a loss follow: all processes need as many passes."""
+        if self.options.fsdp:
+            last = batches[-1]
+            idle = replace(last, loss_weights=torch.zeros_like(last.loss_weights), last=None)
+            batches = batches + [idle] * (int(distributed.all_reduce(len(batches), "MAX")) - len(batches))
+        return [batch.to(self.device) for batch in batches]
 
     def loss(self, batch: PackedBatch, weights: Tensor | None = None, *blocks) -> Tensor:
         """weighted_loss of one batch. weights: merge by these. blocks: as _blocks returns them, if known."""
@@ -270,12 +195,17 @@ class FastStep:
         if self.distill:
             with torch.no_grad():
                 teacher = self.forward(*self._teacher(batch), of_teacher, lora=False)
-        return weighted_loss(logits, batch.labels.flatten(), batch.loss_weights.flatten(), teacher, self.distill)
+        return weighted_loss(logits, batch, teacher, self.distill)
 
     @torch.no_grad()
     def held_out_loss(self, batches: list[PackedBatch]) -> float:
-        """As PlainStep.held_out_loss."""
-        return _held_out_loss(self, batches)
+        """Weighted mean cross-entropy in nats, without dropout and distillation."""
+        distill, self.distill = self.distill, 0.0
+        self.model.eval()
+        total = sum(float(self.loss(batch)) for batch in self._on_device(batches))
+        self.model.train()
+        self.distill = distill
+        return total / sum(float(batch.loss_weights.sum()) for batch in batches)
 
     def _teacher(self, batch: PackedBatch) -> tuple[Method, PackedBatch]:
         """The teacher's method and batch: its last layer reads the contexts, too."""
@@ -293,19 +223,6 @@ class FastStep:
         """The loss and the gradients of what trains, for a graph."""
         loss = self.loss(batch, weights, *blocks) / divisor
         return loss.detach(), *torch.autograd.grad(loss, self.trained, materialize_grads=True)
-
-
-def _held_out_loss(step, batches) -> float:
-    """Weighted mean cross-entropy over batches, in evaluation mode and without distillation."""
-    model, distill, training = step.model, step.distill, step.model.training
-    model.eval()
-    step.distill = 0.0
-    try:
-        total = sum(float(step.loss(batch.to(step.device))) for batch in batches)
-    finally:
-        model.train(training)
-        step.distill = distill
-    return total / sum(float(batch.loss_weights.sum()) for batch in batches)
 
 
 def _max_tokens(model: Transformer, options: FastOptions, context_loss: float) -> int:

@@ -7,6 +7,8 @@ same adapter again. The state holds tensors and JSON only, and everything in it 
 
 import json
 import math
+import os
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,11 +19,11 @@ from torch import Tensor
 from minccm.io.files import write_tensors, write_text
 from minccm.io.untrusted import Field, check_fields, check_regular, error, parse_json, read_bytes
 
-STATE = "state.safetensors"
+STATE, LOG = "state.safetensors", "log.jsonl"
 MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's state of each parameter
 MAX_LOG_BYTES = 2**30
 FIELDS = {
-    "step": Field(int, 0, 10**9),
+    "step": Field(int, 1, 10**9),
     "settings": Field(dict, 0, 100),
     "best_loss": Field(float, 0, 1e9, optional=True),  # of the adapter that is kept
     "worse": Field(int, 0, 10**9),  # checkpoints since then
@@ -32,8 +34,9 @@ class Checkpoint:
     """The checkpoint of a training in the folder `out`.
 
     trained: the parameters that train, by name. settings: the options that a resumed training must have in common.
-    write_adapter(step) writes the adapter. `step` is the next step, `best_loss` the validation loss of the adapter that
-    is kept (None without validation), and `worse` the number of checkpoints since then.
+    write_adapter(step) writes the adapter. is_main: False in a process that must not write files. `step` is the last
+    step of the checkpoint, `best_loss` the validation loss of the adapter that is kept (None without validation), and
+    `worse` the number of checkpoints since then.
     """
 
     def __init__(
@@ -43,17 +46,44 @@ class Checkpoint:
         optimizer: torch.optim.AdamW,
         settings: dict,
         write_adapter: Callable[[int], None],
+        is_main: bool = True,
     ):
-        self.out, self.trained, self.optimizer = out, trained, optimizer
+        self.out, self.trained, self.optimizer, self.is_main = out, trained, optimizer, is_main
         self.settings, self.write_adapter = json.loads(json.dumps(settings)), write_adapter
         self.step, self.best_loss, self.worse = 0, None, 0
 
+    def begin(self, resume: bool) -> int:
+        """Continues from the checkpoint in the folder (see resume), or starts a new training there. Returns its step.
+
+        A new training removes the state of an earlier one and empties log.jsonl.
+        """
+        first = self.resume() if resume else 0
+        if self.is_main and not first:
+            (self.out / STATE).unlink(missing_ok=True)
+            write_text(self.out / LOG, "")
+        return first
+
+    def log(self, entry: dict) -> None:
+        """Appends a line to log.jsonl."""
+        if self.is_main:
+            with open(self.out / LOG, "a") as file:
+                file.write(json.dumps(entry) + "\n")
+
     def save(self, step: int, validation_loss: float | None = None) -> None:
-        """Writes a checkpoint after `step` steps. With a validation loss, the adapter only if it is the lowest."""
+        """Writes a checkpoint after `step` steps. With a validation loss, the adapter only if it is the lowest.
+
+        Raises ValueError if a number is not finite; the last checkpoint then stays.
+        """
+        if not all(parameter.isfinite().all() for parameter in self.trained.values()):
+            raise ValueError(f"what trains is not finite after step {step}: try a smaller --lr")
         self.step, better = step, True
         if validation_loss is not None:
+            if not math.isfinite(validation_loss):
+                raise ValueError(f"the validation loss is {validation_loss} at step {step}: try a smaller --lr")
             better = self.best_loss is None or validation_loss < self.best_loss
             self.best_loss, self.worse = (validation_loss, 0) if better else (self.best_loss, self.worse + 1)
+        if not self.is_main:
+            return
         if better:
             self.write_adapter(step)
         tensors = {"rng": torch.get_rng_state()}
@@ -65,7 +95,10 @@ class Checkpoint:
             for moment in MOMENTS:
                 tensors[f"{moment}.{name}"] = state.get(moment, torch.zeros_like(parameter)).cpu()
         about = {"step": step, "settings": self.settings, "best_loss": self.best_loss, "worse": self.worse}
-        write_tensors(self.out / STATE, tensors, {"about": json.dumps(about)})
+        about = json.dumps(about)
+        with open(self.out / LOG) as file:
+            os.fsync(file.fileno())  # the log must be on the disk before the state that counts its lines
+        write_tensors(self.out / STATE, tensors, {"about": about, "checksum": checksum(about, tensors)})
 
     def resume(self) -> int:
         """Continues from the checkpoint in the folder: returns its step, or 0 where there is none yet.
@@ -73,16 +106,15 @@ class Checkpoint:
         Shortens log.jsonl to that step. Raises ValueError, in one line, for a damaged state or one of other settings;
         nothing has changed then.
         """
-        path = self.out / STATE
+        path, log = self.out / STATE, self.out / LOG
         if not path.exists():
             return 0
         about, tensors = self._read(path)
-        for name, value in about["settings"].items():
-            if name not in self.settings or self.settings[name] != value:
-                now = self.settings.get(name)
-                raise error(path, f"it was made with --{name.replace('_', '-')} {value}, not {now}")
-        log = self.out / "log.jsonl"
-        lines = read_bytes(log, MAX_LOG_BYTES).decode("utf-8", "replace").splitlines() if about["step"] else []
+        for name in {**about["settings"], **self.settings}:
+            then, now = about["settings"].get(name), self.settings.get(name)
+            if then != now:
+                raise error(path, f"it was made with --{name.replace('_', '-')} {then}, not {now}")
+        lines = read_bytes(log, MAX_LOG_BYTES).split(b"\n")[:-1]
         if len(lines) < about["step"]:
             raise error(log, f"it has {len(lines)} lines, fewer than the {about['step']} steps of {STATE}")
         with torch.no_grad():
@@ -97,22 +129,30 @@ class Checkpoint:
         torch.set_rng_state(tensors["rng"])
         if "cuda_rng" in tensors and torch.cuda.is_available():
             torch.cuda.set_rng_state(tensors["cuda_rng"])
-        write_text(log, "".join(line + "\n" for line in lines[: about["step"]]))
+        if self.is_main:
+            text = b"".join(line + b"\n" for line in lines[: about["step"]])
+            write_text(log, text.decode("utf-8", "replace"))
         self.step, self.best_loss, self.worse = about["step"], about["best_loss"], about["worse"]
         return self.step
 
     def _read(self, path: Path) -> tuple[dict, dict[str, Tensor]]:
         """What a state file holds, checked against the parameters that train."""
         check_regular(path)
+        damaged = error(path, "the file is damaged, or not a checkpoint: start again without --resume")
         try:
             with safe_open(path, framework="pt") as file:
-                raw = (file.metadata() or {}).get("about", "")
+                metadata = file.metadata() or {}
                 found = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  not a dict
-                about = check_fields(parse_json(raw, path), path, FIELDS)
+                about = check_fields(parse_json(metadata.get("about", ""), path), path, FIELDS)
                 self._check_shapes(path, found)
                 tensors = {name: file.get_tensor(name) for name in found}
+            torch.Generator().set_state(tensors["rng"])
+            if "cuda_rng" in tensors and torch.cuda.is_available():
+                torch.Generator("cuda").set_state(tensors["cuda_rng"])
         except (SafetensorError, OSError, RuntimeError):
-            raise error(path, "the file is damaged, or not a checkpoint: start again without --resume") from None
+            raise damaged from None
+        if metadata.get("checksum") != checksum(metadata["about"], tensors):
+            raise damaged
         steps = self.settings.get("steps")
         if steps is not None and about["step"] > steps:
             raise error(path, f"it has {about['step']} steps, more than --steps {steps}")
@@ -121,8 +161,6 @@ class Checkpoint:
                 raise error(path, f"the tensor {name} is not finite: start again without --resume")
             if name.startswith("exp_avg_sq.") and (tensor < 0).any():
                 raise error(path, f"the tensor {name} is negative: start again without --resume")
-        if about["best_loss"] is not None and not math.isfinite(about["best_loss"]):
-            raise error(path, "best_loss is not finite")
         return about, tensors
 
     def _check_shapes(self, path: Path, found: dict) -> None:
@@ -134,3 +172,11 @@ class Checkpoint:
         stored = {name: (part.get_dtype(), part.get_shape()) for name, part in found.items()}
         if wrong := sorted(name for name in {*shapes, *stored} if shapes.get(name) != stored.get(name)):
             raise error(path, f"the tensor {wrong[0]} is missing, unknown or of another shape than the adapter's")
+
+
+def checksum(about: str, tensors: dict[str, Tensor]) -> str:
+    """A checksum of all that a state file holds: a disk or a copy may have changed some bytes."""
+    value = zlib.crc32(about.encode())
+    for name in sorted(tensors):
+        value = zlib.crc32(tensors[name].contiguous().view(-1).view(torch.uint8).numpy(), value)
+    return f"{value:08x}"

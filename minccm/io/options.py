@@ -3,13 +3,14 @@
 import argparse
 import importlib.util
 import math
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from minccm.io.adapters import load_adapter
+from minccm.io.adapters import is_from_file, load_adapter, read_ours
 from minccm.io.config import read_config
 from minccm.io.tokenizer import Tokenizer
 from minccm.io.untrusted import printable
@@ -22,8 +23,18 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MOST = 10**9  # of an option without a limit of its own
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the default of each option that has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return super()._get_help_string(action) if action.default else action.help
+
+
 class OneLineParser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one printable line."""
+
+    def __init__(self, **settings):
+        super().__init__(**{"formatter_class": HelpFormatter} | settings)
 
     def error(self, message: str):
         self.exit(2, f"error: {printable(message, 390)}\n")
@@ -64,9 +75,17 @@ def name(text: str) -> str:
     return text
 
 
+def output_file(text: str) -> Path:
+    """A type for add_argument: a file to write, in a folder that exists or that can be made."""
+    path = Path(name(text))
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"must be a file, and {printable(text)!r} is a folder")
+    return path
+
+
 def parser(description: str) -> OneLineParser:
     """A parser with the options that train.py, eval.py and chat.py have in common."""
-    options = OneLineParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    options = OneLineParser(description=description)
     add = options.add_argument
     add("--model", type=name, default=str(TINY), help="base model: a folder, a .gguf file, or smollm2")
     add("--init", type=name, default=None, help="step-1 adapter to merge into the base model")
@@ -104,6 +123,14 @@ def load_method(text: str, sink: bool = False) -> Method:
     return Method(**{**vars(method), "sink": sink})
 
 
+def method_of(adapter: str | Path, methods: list[Method]) -> Method | None:
+    """The one of these methods from files, which the user typed, that an adapter was trained with."""
+    if not (Path(adapter) / "adapter.json").is_file():
+        return None
+    named = read_ours(adapter, None).info["method"]
+    return next((method for method in methods if method.name == named and is_from_file(method)), None)
+
+
 def open_base(source, init=None, device="cpu", dtype: torch.dtype | None = None) -> tuple[Transformer, Tokenizer]:
     """The base model and its tokenizer, with the step-1 adapter `init`, if any, merged into the model.
 
@@ -138,6 +165,19 @@ def device_and_dtype(options: argparse.Namespace) -> tuple[torch.device, torch.d
     torch.backends.cuda.enable_cudnn_sdp(False)  # it plans for each new shape, which takes longer than it saves
     default = "fp32" if device.type == "cpu" else "bf16"
     return device, DTYPES[default if options.dtype == "auto" else options.dtype]
+
+
+def next_command(script: str, **options: object) -> str:
+    """A command line that works in the shell that has started this program: with the same Python and folder.
+
+    script: a file in the folder of this program. Options that are None are left out.
+    """
+    python, here = Path(sys.executable), Path.cwd()
+    python = python.relative_to(here) if python.is_relative_to(here) else python
+    words = [str(python), str(Path(sys.argv[0]).with_name(script))]
+    for option, value in options.items():
+        words += [f"--{option}", str(value)] if value is not None else []
+    return shlex.join(words)
 
 
 def run(main: Callable[[], None]) -> None:

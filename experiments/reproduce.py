@@ -1,17 +1,16 @@
 """The paper's conversation experiment, from nothing: one command, one GPU, under 30 minutes (tables 16, 18, 21 and 25).
 
-    python reproduce.py DATA                   # DailyDialog, books and other dialogues in the folder DATA: see README
-    python reproduce.py DATA --scale toy       # all of it at toy size: on a CPU in minutes, and with no meaning
-    python reproduce.py DATA --ablations       # and then more adapters: 1 to 8 tokens a step, plain LoRA, and so on
-    python reproduce.py --generated            # all methods on icl and persona, with the model that ships
+    python -m experiments.reproduce DATA                # DailyDialog, books and other dialogues in DATA: see README
+    python -m experiments.reproduce DATA --scale toy    # at toy size: minutes on a CPU, and meaningless numbers
+    python -m experiments.reproduce DATA --ablations    # more adapters: 1 to 8 tokens per step, plain LoRA, and so on
+    python -m experiments.reproduce --generated         # all methods on icl and persona, with the model that ships
 
-Text and dialogues make a base model; step 1 fine-tunes it on DailyDialog with full context (all of its weights, as it
-is small); then come an adapter for each method and seed, the table, and the figure of perplexity against KV memory.
-Each stage is one command of train.py, eval.py or data/, shown as it starts, with its output in --out/STAGE.log. A
-stage that is done is not done again, and one that was interrupted goes on from its last checkpoint.
+Books and dialogues make a base model. Step 1 fine-tunes it on DailyDialog with full context (all weights, because it is
+small). Then come an adapter for each method and seed, the table, and the figure of perplexity against KV memory. Each
+stage is one command, which is printed; its output is in --out/STAGE.log. A finished stage does not run again, and an
+interrupted one continues from its last checkpoint.
 """
 
-import argparse
 import json
 import re
 import shlex
@@ -21,39 +20,43 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from minccm.cli import run
-from minccm.files import make_folder, write_text
+from minccm.io import options as cli
+from minccm.io.checkpoint import STATE
+from minccm.io.files import make_folder, write_text
+from minccm.io.options import real, whole
+from minccm.io.untrusted import printable, read_json
 
-SCALES = {  # options of train.py
+ROOT = Path(__file__).parents[1]
+SCALES = {  # options of each stage's command
     "full": {
         "base": "--dim 512 --ffn 1408 --layers 8 --heads 8 --vocab 8000 --steps 2400 --batch 128 --lr 1.5e-3 "
-        "--validate 256 --save-every 200 --compile",
+        "--validate 256 --save-every 200 --fast compile",
         "step1": "--steps 900 --batch 128 --lr 3e-4 --validate 525 --patience 3 --save-every 50",
-        "adapter": "--steps 600 --batch 128 --lr 3e-3 --r 32 --alpha 64 --dropout 0.05 --text-weight 0.1 --distill 1 "
-        "--validate 525 --compile",
-        "table": "--samples 0 --row-tokens 32768",
-        "generated": "--steps 1500 --grow 0.4",
+        "adapter": "--steps 600 --batch 128 --lr 3e-3 --r 32 --alpha 64 --dropout 0.05 --context-loss 0.1 --distill 1 "
+        "--validate 525 --fast compile",
+        "table": "--samples 0 --max-tokens 32768",
+        "generated": "--steps 1500 --length-curriculum 0.4",
         "generated table": "--samples 200",
     },
     "toy": {
         "base": "--dim 32 --ffn 48 --layers 2 --heads 2 --vocab 600 --steps 6 --batch 4 --lr 1e-3",
         "step1": "--steps 4 --batch 4 --lr 1e-3 --validate 4 --save-every 2",
-        "adapter": "--steps 4 --batch 4 --lr 1e-3 --validate 4 --save-every 2",
+        "adapter": "--steps 4 --batch 4 --lr 1e-3 --validate 4",
         "table": "--samples 4",
         "generated": "--steps 2 --batch 2",
         "generated table": "--samples 4",
     },
 }
 METHODS = ("ccm-concat", "ccm-merge", "gist-online", "compressive")
-ABLATIONS = {  # name: options of train.py
-    **{f"ccm-concat-n{n}": f"--method ccm-concat --n {n}" for n in (1, 4, 8)},  # 2 is the default
-    **{f"ccm-merge-n{n}": f"--method ccm-merge --n {n}" for n in (1, 4, 8)},
+ABLATIONS = {
+    **{f"concat-{n}": f"--method ccm-concat --n {n}" for n in (1, 4, 8)},
+    **{f"merge-{n}": f"--method ccm-merge --n {n}" for n in (1, 4, 8)},
     "ema": "--method ccm-merge-ema --n 2",
     "plain-concat": "--method ccm-concat-plain --n 2",
     "plain-merge": "--method ccm-merge-plain --n 2",
     "independent-concat": "--method ccm-concat-independent --n 2",
     "independent-merge": "--method ccm-merge-independent --n 2",
-    "target-only": "--method ccm-concat --n 2 --text-weight 0",  # the others learn from every turn
+    "target-only": "--method ccm-concat --n 2 --context-loss 0",  # the others learn from every turn
     "undistilled": "--method ccm-concat --n 2 --distill 0",
 }
 PAPER = {  # LLaMA-7B, perplexity at t = 1, 2, 4, 8, 12 (table 25)
@@ -67,20 +70,20 @@ PAPER = {  # LLaMA-7B, perplexity at t = 1, 2, 4, 8, 12 (table 25)
 
 
 def arguments():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = cli.OneLineParser(description=__doc__.split("\n")[0])
     add = parser.add_argument
-    add("data", type=Path, nargs="?", help="folder with dailydialog/, *.txt and dialogs.jsonl (.xz and .gz as well)")
+    add("data", type=Path, nargs="?", help="folder with dailydialog/, *.txt and dialogs.jsonl (also .xz and .gz)")
     add("--out", type=Path, default=Path("runs/reproduce"), help="output folder")
     add("--scale", choices=list(SCALES), default="full")
-    add("--steps", type=float, default=1.0, help="share of the steps of every training run, as in 0.1 for a trial")
-    add("--seeds", default="0,1,2", help="of the adapters")
-    add("--methods", default=",".join(METHODS), help="with an adapter each; none and full stand beside")
-    add("--generated", action="store_true", help="another table: of icl and persona, with the model that ships")
-    add("--ablations", action="store_true", help="adapters and table of the ablations as well, of the first seed")
-    add("--until", choices=["base", "step1", "adapters"], help="stop after this")
-    add("--jobs", type=int, default=1, help="adapters that are trained side by side")
-    add("--tokenizer", type=Path, help="that counts which dialogues are too long; by default DATA/llama, or the base's")
-    add("--more", default="", help="more options for every train.py, as in --more='--device cpu'")
+    add("--steps", type=real(0, 100, above=True), default=1.0, help="share of the steps of every run; 0.1 for a trial")
+    add("--seeds", type=cli.name, default="0,1,2", help="of the adapters")
+    add("--methods", type=cli.name, default=",".join(METHODS), help="with adapters; none and full are always there")
+    add("--generated", action="store_true", help="another table: icl and persona, with the model that ships")
+    add("--ablations", action="store_true", help="also adapters and table of the ablations, with the first seed")
+    add("--until", choices=["base", "step1", "adapters"], help="stop after this stage")
+    add("--jobs", type=whole(1, 64), default=1, help="adapters that train at the same time")
+    add("--tokenizer", type=Path, help="decides which dialogues are too long; default: DATA/llama, or the base model's")
+    add("--more", default="", help="more options for pretrain and train.py, as in --more='--device cpu'")
     options = parser.parse_args()
     if not options.data and not options.generated:
         raise ValueError("give the folder with DailyDialog, books and dialogues, or --generated")
@@ -88,42 +91,42 @@ def arguments():
 
 
 class Stages:
-    """Runs commands, each once: beside its output are STAGE.log, and STAGE.done when it is done."""
+    """Runs commands, each of them once. A stage has STAGE.log, and STAGE.done when it is finished."""
 
     def __init__(self, out: Path, more: str):
         self.out, self.more = make_folder(out).resolve(), more
         self.quoted = shlex.quote(str(self.out))
 
     def run(self, stage: str, command: str) -> None:
-        """Runs `python COMMAND` unless it has been. Raises ValueError with what it last said, if it fails."""
+        """Runs `python COMMAND` unless that is done. Raises ValueError with its last line of output if it fails."""
         done, log = self.out / f"{stage}.done", self.out / f"{stage}.log"
         if done.is_file():
-            if json.loads(done.read_text("utf-8"))["command"] != command:
+            finished = read_json(done)
+            if not isinstance(finished, dict) or finished.get("command") != command:
                 raise ValueError(f"{stage} was made by another command: give another --out, or remove {done}")
             return
-        again = " --resume" if (self.out / stage / "state.pt").is_file() else ""
-        say(f"{stage}: python {command}{again}")
-        began = time.perf_counter()
+        again = " --resume" if (self.out / stage / STATE).is_file() else ""
+        print_line(f"{stage}: python {command}{again}")
+        start = time.perf_counter()
         with open(log, "wb") as file:
             words = [sys.executable, *shlex.split(command + again)]
-            status = subprocess.call(words, stdout=file, stderr=file, cwd=Path(__file__).parent)
+            status = subprocess.call(words, stdout=file, stderr=file, cwd=ROOT)
         if status:
-            said = log.read_text("utf-8", "replace").replace("\r", "\n").strip().splitlines() or ["nothing"]
-            raise ValueError(f"{stage} failed, see {log}: {said[-1]}")
-        seconds = time.perf_counter() - began
+            lines = log.read_text("utf-8", "replace").replace("\r", "\n").strip().splitlines() or ["no output"]
+            raise ValueError(f"{stage} failed, see {log}: {printable(lines[-1], 200)}")
+        seconds = time.perf_counter() - start
         write_text(done, json.dumps({"command": command, "seconds": seconds}) + "\n")
-        say(f"{stage}: {seconds:.0f} s")
+        print_line(f"{stage}: {seconds:.0f} s")
 
-    def train(self, stage: str, *parts: str) -> None:
-        """A stage of train.py."""
-        self.run(
-            stage, " ".join(["train.py --eval-samples 0", f"--out {self.quoted}/{stage}", *parts, self.more]).strip()
-        )
+    def train(self, script: str, stage: str, *parts: str) -> None:
+        """A stage of train.py or of experiments.pretrain."""
+        command = [script, "--eval-samples 0", f"--out {self.quoted}/{stage}", *parts, self.more]
+        self.run(stage, " ".join(command).strip())
 
     def adapters(self, wanted: dict[str, str], jobs: int, *parts: str) -> None:
-        """A stage of train.py for each adapter, `jobs` of them side by side."""
+        """A stage of train.py for each adapter, `jobs` of them at the same time."""
         with ThreadPoolExecutor(jobs) as pool:
-            for task in [pool.submit(self.train, name, *parts, more) for name, more in wanted.items()]:
+            for task in [pool.submit(self.train, "train.py", name, *parts, more) for name, more in wanted.items()]:
                 task.result()
 
     def table(self, name: str, adapters, *parts: str) -> None:
@@ -131,19 +134,19 @@ class Stages:
         files = f"--json {self.quoted}/{name}.json --picture {self.quoted}/{name}.png"
         folders = " ".join(f"{self.quoted}/{adapter}" for adapter in adapters)
         self.run(name, " ".join(["eval.py", *parts, files, "--adapter", folders]))
-        text = markdown(json.loads((self.out / f"{name}.json").read_text("utf-8")))
+        text = markdown(read_json(self.out / f"{name}.json"))
         write_text(self.out / f"{name}.md", text)
         print(f"\n{text}\n{self.out / name}.json, .md and .png")
 
 
-def say(line: str) -> None:
-    """Prints a line in one piece, as several threads may have something to say at once."""
+def print_line(line: str) -> None:
+    """Prints a line in one piece: several threads may print at the same time."""
     print(line + "\n", end="", flush=True)
 
 
 def main() -> None:
     options = arguments()
-    began, stages = time.perf_counter(), Stages(options.out, options.more)
+    start, stages = time.perf_counter(), Stages(options.out, options.more)
     fewer = lambda found: f"--steps {max(1, round(options.steps * int(found[1])))}"
     scale = {stage: re.sub(r"--steps (\d+)", fewer, more) for stage, more in SCALES[options.scale].items()}
     seeds, methods = options.seeds.split(","), options.methods.split(",")
@@ -152,32 +155,32 @@ def main() -> None:
         generated(stages, wanted, scale, options.jobs)
     else:
         conversations(stages, wanted, scale, options)
-    print(f"{time.perf_counter() - began:.0f} s in all, of this run")
+    print(f"{time.perf_counter() - start:.0f} s in all, of this run")
 
 
 def conversations(stages: Stages, wanted: dict[str, str], scale: dict[str, str], options) -> None:
     """DailyDialog, from nothing."""
-    out, raw = stages.quoted, shlex.quote(str(options.data.resolve()))
+    out, raw, pretrain = stages.quoted, shlex.quote(str(options.data.resolve())), "-m experiments.pretrain"
 
-    # 1. The data: books and dialogues for the base.
+    # 1. The data: books and dialogues for the base model.
     dialogs = next(iter(sorted(options.data.glob("dialogs.jsonl*"))), Path("dialogs.jsonl")).name
     stages.run("books", f"-m data.text {raw} --out {out}/books")
     stages.run("dialogs", f"-m data.soda {raw}/{dialogs} --out {out}/dialogs")
 
-    # 2. A base model from nothing, every token of the text counting as much as any other.
-    text = f"--data {out}/books,{out}/dialogs,{out}/dialogs --text-weight 1 --grow 0"
-    stages.train("base", "--pretrain", text, scale["base"])
+    # 2. A base model from nothing. All tokens of the text have the same weight.
+    text = f"--data {out}/books,{out}/dialogs,{out}/dialogs --context-loss 1 --length-curriculum 0"
+    stages.train(pretrain, "base", text, scale["base"])
     if options.until == "base":
         return
 
     # 3. Step 1: fine-tuning on DailyDialog with full context.
-    counter = options.tokenizer or (
-        options.data / "llama" if (options.data / "llama").is_dir() else stages.out / "base"
-    )
-    counter = shlex.quote(str(counter.resolve()))
-    stages.run("dailydialog", f"-m data.dailydialog {raw}/dailydialog --tokenizer {counter} --out {out}/dailydialog")
+    llama = options.data / "llama"
+    tokenizer = options.tokenizer or (llama if llama.is_dir() else stages.out / "base")
+    tokenizer = shlex.quote(str(tokenizer.resolve()))
+    stages.run("dailydialog", f"-m data.dailydialog {raw}/dailydialog --tokenizer {tokenizer} --out {out}/dailydialog")
     daily = f"--data {out}/dailydialog"
-    stages.train("step1", f"--pretrain --init {out}/base {daily} --text-weight 0 --grow 0", scale["step1"])
+    step1 = f"--init {out}/base {daily} --context-loss 0 --length-curriculum 0"
+    stages.train(pretrain, "step1", step1, scale["step1"])
     if options.until == "step1":
         return
 
@@ -185,7 +188,7 @@ def conversations(stages: Stages, wanted: dict[str, str], scale: dict[str, str],
     seed = options.seeds.split(",")[0]
     ablations = {name: f"{more} --seed {seed}" for name, more in ABLATIONS.items()} if options.ablations else {}
     model = f"--model {out}/step1 {daily}"
-    stages.adapters(wanted | ablations, options.jobs, model, "--grow 0", scale["adapter"])
+    stages.adapters(wanted | ablations, options.jobs, model, "--length-curriculum 0", scale["adapter"])
     if options.until == "adapters":
         return
 
@@ -203,9 +206,9 @@ def generated(stages: Stages, wanted: dict[str, str], scale: dict[str, str], job
 
 
 def markdown(rows: list[dict]) -> str:
-    """The tables by time step; at the last one gap closed, KV pairs kept, and at most held to read or to answer.
+    """The tables by time step. For the last one: gap closed, KV pairs kept, and the most that are held at a time.
 
-    The paper's LLaMA-7B stands beside.
+    The paper's LLaMA-7B is in the last column.
     """
     lines = []
     for name in dict.fromkeys(row["data"] for row in rows):
@@ -229,11 +232,11 @@ def markdown(rows: list[dict]) -> str:
 
 
 def shown(row: dict, metric: str) -> str:
-    """A number, with ± its deviation over seeds; empty where it was not measured."""
+    """A number, with ± its deviation over seeds; empty if it was not measured."""
     if metric not in row:
         return ""
     return f"{row[metric]:.2f}" + (f" ± {row[metric + '_std']:.2f}" if metric + "_std" in row else "")
 
 
 if __name__ == "__main__":
-    run(main)
+    cli.run(main)

@@ -1,1 +1,0 @@
-"""What eval.py measures beside its table: one module for each of its other options."""
