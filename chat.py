@@ -214,7 +214,7 @@ def open_with(given) -> tuple[Conversation, dict]:
     opened = {name: getattr(given, name) for name in ("model", "adapter", "init", "n", "sink", "template", "compile")}
     opened["device"], opened["dtype"] = options.device_and_dtype(given)
     on_cpu = opened["device"].type == "cpu"
-    if given.dtype == "auto" and on_cpu and is_gguf(given.model) and has_bf16():
+    if given.dtype == "auto" and on_cpu and is_gguf(given.model) and options.has_bf16():
         opened["dtype"] = torch.bfloat16  # quantized weights lose nothing, and this is almost twice as fast
     if given.compile and opened["device"].type != "cuda":
         raise ValueError("--compile needs a GPU: leave it out here")
@@ -222,11 +222,6 @@ def open_with(given) -> tuple[Conversation, dict]:
     opened["method"] = options.load_method(given.method) if from_file else given.method
     opened["system"] = clean(given.system)
     return open_conversation(**opened), opened
-
-
-def has_bf16() -> bool:
-    """Has this CPU instructions for bf16? It is slower than fp32 without them."""
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def main():

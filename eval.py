@@ -24,6 +24,7 @@ from minccm.io.adapters import load_adapter
 from minccm.io.files import write_json
 from minccm.io.options import method_of, output_file, whole
 from minccm.io.templates import choose_template
+from minccm.io.untrusted import printable
 from minccm.methods import Method
 
 
@@ -44,7 +45,13 @@ def arguments():
 
 
 def adapters_of(options) -> list[Path]:
-    """The adapters to evaluate: those named, or all in the folders next to the model's files."""
+    """The adapters to evaluate: those named, or all in the folders next to the model's files.
+
+    Raises ValueError for a name that is no folder.
+    """
+    for adapter in options.adapter or []:
+        if not Path(adapter).is_dir():
+            raise ValueError(f"{printable(adapter, 200)}: no adapter is there")
     if options.adapter:
         return [Path(adapter) for adapter in options.adapter]
     return sorted(path.parent for path in command_line.shipped_adapters(options.model).glob("*/adapter.json"))
@@ -92,19 +99,21 @@ def main():
             model, tokenizer = command_line.open_base(*opened)
         below = adapter and step1_name(adapter)
         base = below or (f"step 1 {Path(step1).name}" if step1 else None)
-        if not below:
-            measure_baselines(base)
         if adapter:
             given = method_of(adapter, methods) or the_one
             method, n = load_adapter(model, adapter, given, options.n, options.sink)
-            if not methods or method.name in {method.name for method in methods}:
-                measure_baselines(base)  # step 1 is merged now
-                others = [row for row in rows if row.get("base") == base or options.average]
-                measure(Run(method, n, label_of(method, n, adapter, others, options.average)), base)
+            if method.name == "full":  # it is merged into the base: no context and full context come before
+                model, tokenizer = command_line.open_base(*opened)
+                measure_baselines(base)
+                load_adapter(model, adapter, given, options.n, options.sink)
+        measure_baselines(base)
+        if adapter and (not methods or method.name in {method.name for method in methods}):
+            others = [row for row in rows if row.get("base") == base or options.average]
+            measure(Run(method, n, label_of(method, n, adapter, others, options.average)), base)
 
     wanted = {method.name for method in methods} - {run.method.name for run in BASELINES}
     if wanted and not wanted & {name for name, _ in measured}:
-        raise ValueError(f"no adapter of {', '.join(sorted(wanted))} is there: name one with --adapter")
+        raise ValueError(f"no adapter was trained with {' or '.join(sorted(wanted))}: name one with --adapter")
     evaluate.close_gaps(rows)
     if options.average:
         rows, distances = evaluate.average(rows), evaluate.average(distances)

@@ -27,25 +27,29 @@ import data
 from data.encode import encode_within, encoder
 from minccm.extra import evaluate
 from minccm.extra.curriculum import length_limit, merge_mixture
-from minccm.extra.training import PlainStep, RecallWatch, prepare_adapter, write_adapter
+from minccm.extra.training import PlainStep, RecallWatch, next_step, prepare_adapter, write_adapter
 from minccm.fast import distributed
 from minccm.fast.step import FastStep, parse_fast
 from minccm.io import options as command_line
 from minccm.io.checkpoint import Checkpoint
 from minccm.io.files import make_folder
-from minccm.io.options import next_command, output_file, real, whole
+from minccm.io.options import output_file, real, whole
 from minccm.io.templates import choose_template
 from minccm.methods import Method
 from minccm.sequence import Sequence, build_sequence
 
-RECIPES = {  # the paper's table 13, for DailyDialog; for models of some million parameters; the same on a CPU
-    "paper": dict(steps=1000, batch=128, lr=3e-4, r=8, alpha=16.0, dropout=0.05, context_loss=0.0),
-    "small": dict(steps=420, batch=128, lr=3e-3, r=32, alpha=64.0, dropout=0.0, context_loss=0.01),
-}
-RECIPES["paper"] |= dict(length_curriculum=0.0, questions=1, distill=0.0)
-RECIPES["small"] |= dict(length_curriculum=0.5, questions=1, distill=0.0)
-RECIPES["small-cpu"] = RECIPES["small"] | dict(length_curriculum=1.8)  # no sample becomes long
-SETTINGS = "model data method n sink init adapter template max_contexts merge_curriculum validate seed".split()
+RECIPES = {
+    "paper": dict(  # its table 13, for DailyDialog; the loss is on the output only
+        steps=1000, batch=128, lr=3e-4, r=8, alpha=16.0, dropout=0.05, n=2, questions=1, answers=False,
+        max_contexts=None, length_curriculum=0.0, distill=0.0, context_loss=0.0, beta1=0.9, schedule="cosine",
+    ),
+    "small": dict(  # for models of some million parameters, on a GPU: see docs/log.md
+        steps=1500, batch=64, lr=3e-3, r=64, alpha=128.0, dropout=0.0, n=6, questions=8, answers=True, max_contexts=12,
+        length_curriculum=1.0, distill=0.0, context_loss=0.0, beta1=0.6, schedule="linear",
+    ),
+}  # fmt: skip
+RECIPES["small-cpu"] = RECIPES["small"] | dict(steps=330)  # what two cores do in four minutes
+SETTINGS = "model data method sink init adapter template merge_curriculum validate seed".split()
 WARMUP, SAVE_EVERY = 0.03, 100  # a share of the steps; steps
 
 
@@ -56,16 +60,16 @@ def arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--data", type=name, default="dialog", help=f"{', '.join(data.GENERATED)} or files; several with commas")
     add("--out", type=name, help="output folder; by default runs/DATA-METHOD")
-    settings = [key + "".join(f", {k} {v:g}" for k, v in recipe.items()) for key, recipe in RECIPES.items()]
-    add("--recipe", choices=RECIPES, help=f"by default small or small-cpu. It sets what follows: {'; '.join(settings)}")
+    settings = [f"{key}: " + ", ".join(f"{k} {v}" for k, v in recipe.items()) for key, recipe in RECIPES.items()]
+    add("--recipe", choices=RECIPES, help=f"by default small or small-cpu. It sets these: {'; '.join(settings)}")
     add("--steps", type=whole(1), help="optimizer steps")
     add("--batch", type=whole(1, 2**16), help="samples per step")
-    add("--lr", type=real(0, 10), help="peak learning rate; 3%% warm-up, then cosine to a tenth")
+    add("--lr", type=real(0, 10), help="peak learning rate")
     add("--r", type=whole(1, 4096), help="rank of LoRA")
     add("--alpha", type=real(0, 1e6, above=True), help="scale of LoRA: alpha / r")
     add("--dropout", type=real(0, 0.99), help="of LoRA's input")
     add("--context-loss", type=real(0, 1e3), help="loss weight of text that is not an output or an answer")
-    add("--length-curriculum", type=real(0, 100), help="share of the steps in which samples grow longer; 0: none")
+    add("--length-curriculum", type=real(0, 100), help="samples grow longer during this share of the steps; 0: none")
     add("--questions", type=whole(1, 4096), help="questions per sample at most, where the data has several")
     add("--distill", type=real(0, 1e3), help="weight of KL from the full-context model's predictions of the outputs")
     add("--merge-curriculum", type=whole(1, 1024), help="slots take turns at first, in this many parts")
@@ -111,7 +115,7 @@ class TrainingSteps(Dataset):
         sample = self.source(index, method.max_train_contexts or longest)
         limits, seed = (options.n, config.max_positions, options.questions), f"{options.seed}/{index}"
         contexts, questions, answers = encode_within(self.encode, sample, method, *limits, seed)
-        if not ("messages" in sample or options.context_loss):
+        if not ("messages" in sample or options.answers):
             answers = None
         context_loss = 0.0 if self.validation else options.context_loss
         return build_sequence(method, options.n, config.vocab_size, contexts, questions, answers, context_loss)
@@ -128,26 +132,30 @@ def held_out_batches(steps: TrainingSteps, options) -> list:
 
 
 def learning_rate(step: int, options) -> float:
-    """A linear rise, then a cosine to a tenth."""
+    """A linear rise, then a cosine to a tenth; or constant, with a straight line to 0 over the last two fifths."""
     rise = max(1, round(WARMUP * options.steps))
     if step < rise:
         return options.lr * (step + 1) / rise
-    return options.lr * (0.1 + 0.9 * (1 + math.cos(math.pi * (step - rise) / max(1, options.steps - rise))) / 2)
+    done = (step - rise) / max(1, options.steps - rise)
+    if options.schedule == "linear":
+        return options.lr * min(1.0, (1 - done) / 0.4)
+    return options.lr * (0.1 + 0.9 * (1 + math.cos(math.pi * done)) / 2)
 
 
 def main():
     options = arguments()
     distributed.start()
-    device, dtype = command_line.device_and_dtype(options)
-    recipe = RECIPES[options.recipe or ("small-cpu" if device.type == "cpu" else "small")]
-    for key, value in recipe.items():
-        if getattr(options, key) is None:
-            setattr(options, key, value)
-    if options.batch < distributed.WORLD_SIZE:
-        raise ValueError(f"--batch {options.batch} leaves some of {distributed.WORLD_SIZE} processes without a sample")
+    device, dtype = command_line.device_and_dtype(options, "bf16" if command_line.has_bf16() else "fp32")
     method = command_line.load_method(options.method, options.sink)
     if method.name == "full":  # step 1: plain LoRA, which acts on every token
         method = replace(method, conditional=False)
+    recipe = RECIPES[options.recipe or ("small-cpu" if device.type == "cpu" else "small")]
+    for key, value in recipe.items():
+        own_n = key == "n" and (options.adapter or method.merge_rate)  # see prepare_adapter
+        if getattr(options, key, None) is None and not own_n:
+            setattr(options, key, value)
+    if options.batch < distributed.WORLD_SIZE:
+        raise ValueError(f"--batch {options.batch} leaves some of {distributed.WORLD_SIZE} processes without a sample")
     names = "-".join(Path(part).stem for part in dict.fromkeys(options.data.split(",")))
     out = make_folder(options.out or f"runs/{names}-{method.name}")
     source = data.source(options.data, "train", options.seed)
@@ -155,6 +163,8 @@ def main():
     # The frozen base model, and the adapter that trains.
     torch.manual_seed(options.seed)
     fsdp = "fsdp" in options.fast.split(",")
+    if fsdp and distributed.WORLD_SIZE == 1:
+        raise ValueError("--fast fsdp spreads the base model over the processes of torchrun, and this is the only one")
     model, tokenizer = command_line.open_base(options.model, options.init, "cpu" if fsdp else device, dtype)
     encode = encoder(tokenizer, choose_template(options.model, options.template))
     options.n = prepare_adapter(model, method, options, out)
@@ -174,7 +184,7 @@ def main():
     held_out = held_out_batches(steps, options) if options.validate else None
     on_gpu = device.type == "cuda"
     torch.set_num_threads(1 if on_gpu else torch.get_num_threads())  # a fixed number: rounding depends on it
-    optimizer = torch.optim.AdamW(trained.values(), options.lr, (0.9, 0.95), weight_decay=0.0, fused=on_gpu)
+    optimizer = torch.optim.AdamW(trained.values(), options.lr, (options.beta1, 0.95), weight_decay=0.0, fused=on_gpu)
 
     settings = {key: getattr(options, key) for key in [*SETTINGS, *recipe]}
     write = partial(write_adapter, out, model, method, options)
@@ -184,7 +194,7 @@ def main():
         torch.manual_seed(options.seed + distributed.RANK + first)  # dropout differs between processes
     evaluator = evaluate.Evaluator(model, tokenizer, encode)
     run = evaluate.Run(method, options.n, label="full, trained" if method.name == "full" else method.name)
-    watch = RecallWatch(evaluator, run, options.data)
+    watch = RecallWatch(evaluator, run, "" if distributed.WORLD_SIZE > 1 else options.data)  # processes keep in step
     workers = max(1, (min(16, os.cpu_count()) - 2) // distributed.WORLD_SIZE) if on_gpu else 0
     # the loader has a generator of its own: dropout's numbers must not depend on it
     order, generator = range(first, options.steps), torch.Generator()
@@ -229,19 +239,10 @@ def main():
             trained[key].data.copy_(value)
     model.eval()
     if options.eval_samples and (distributed.IS_MAIN or fsdp):
-        base = evaluate.step1_name(out)
-        rows = evaluate.report(evaluator, run, options.data, options.eval_samples, options.seed, base, quiet)
-        if distributed.IS_MAIN:
-            evaluate.show_report(rows, out / "table.png", options.json)
+        evaluate.report(evaluator, run, options, out, quiet)
     distributed.stop()
     if distributed.IS_MAIN:
-        base = {"model": None if options.model == str(command_line.TINY) else options.model}
-        base["template"] = options.template
-        if method.name == "full":
-            print("next:", next_command("train.py", **base, data=options.data, init=out))
-        else:
-            from_file = options.method if options.method.endswith(".py") else None
-            print("next:", next_command("chat.py", **base, method=from_file, adapter=out))
+        print("next:", next_step(options, method, out))
 
 
 if __name__ == "__main__":

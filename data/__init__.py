@@ -30,7 +30,6 @@ A dataset module has `sample(split, index, seed)`, the index-th sample of "train
 step t is more than "the first t contexts", it also has `sample_at(split, index, time_step, seed)`.
 """
 
-import argparse
 import functools
 import importlib
 import json
@@ -42,7 +41,7 @@ from pathlib import Path
 from data import archives, prepared, running
 from minccm.io.untrusted import HALF_PAIR, error, parse_json, printable
 
-GENERATED = ("dialog", "icl", "persona")  # made by our own generators: no download, the same everywhere
+GENERATED = ("dialog", "icl", "persona", "everyday")  # made by our own generators: no download, the same everywhere
 PREPARED = prepared.DATASETS  # real files, see data/prepared.py
 MIXTURES = {"unified": ("metaicl", "soda")}  # several datasets by one name, evenly mixed
 SPLITS = ("train", "validation", "test")
@@ -257,9 +256,9 @@ def _problem(sample: object) -> str:
 
 def main(generate) -> None:
     """What `python -m data.NAME` does: print samples as JSON lines."""
-    from minccm.io.options import whole
+    from minccm.io.options import OneLineParser, whole
 
-    parser = argparse.ArgumentParser(description="Prints samples as JSON lines.")
+    parser = OneLineParser(description="Prints samples as JSON lines.")
     parser.add_argument("--split", choices=SPLITS, default="train")
     parser.add_argument("--count", type=whole(0, 10**9), default=3, help="samples (default: 3)")
     parser.add_argument("--seed", type=whole(0, 2**63 - 1), default=0)

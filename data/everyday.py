@@ -1,4 +1,4 @@
-"""Generated chats: a user tells what people tell each other every day, chats about this and that, and asks for it.
+"""Generated everyday chats: a user tells facts in many wordings, makes small talk, and asks for the facts later.
 
     {"messages": [{"role": "user", "content": "I'm Oliver and I just moved to Berlin."}, ...],
      "questions": [["Who am I?", "You are Oliver."], ...], "answer": "Berlin"}
@@ -41,17 +41,21 @@ WOMEN = lists.WOMEN + _words("""
     Aoife, Aroha, Asha, Aurora, Ayla, Ayse, Barbara, Basma, Bettina, Birgit, Bronwyn, Camille, Catarina, Chiara, Chika,
     Claudia, Dalia, Deborah, Deepa, Dilara, Dominika, Dorota, Ebba, Edna, Eleni, Elif, Eloise, Elsa, Emine, Esme,
     Esperanza, Eszter, Farida, Federica, Freya, Gabriela, Galina, Georgia, Gulsen, Gwen, Hana, Harriet, Hiba, Hyejin,
-    Imogen, Indira, Ioana, Isla, Ivana, Jacinta, Jana, Jelena, Jiwon, Josefina, Kamala, Karima, Katarzyna, Keiko, Kerstin,
+    Imogen, Indira, Ioana, Isla, Ivana, Jacinta, Jana, Jelena, Jiwon, Josefina, Kamala, Karima, Katarzyna, Keiko,
+    Kerstin,
     Kirsten, Lakshmi, Larisa, Latifa, Liesl, Ling, Lotte, Luciana, Ludmila, Magdalena, Mairead, Malika, Mara, Margot,
     Marisol, Matilda, Meera, Mercedes, Milena, Min, Mirjam, Nadine, Naoko, Nasrin, Ngozi, Niamh, Nkechi, Noor, Odette,
     Oksana, Orla, Paloma, Parvati, Pauline, Penelope, Phoebe, Pilar, Radka, Rania, Reiko, Renata, Roisin, Rosalind,
-    Roxana, Sabine, Saoirse, Shirin, Sigrid, Sinead, Siobhan, Snezana, Solveig, Soraya, Sunita, Svetlana, Tamara, Tatiana,
+    Roxana, Sabine, Saoirse, Shirin, Sigrid, Sinead, Siobhan, Snezana, Solveig, Soraya, Sunita, Svetlana, Tamara,
+    Tatiana,
     Thandiwe, Tova, Valentina, Valeria, Victoria, Violet, Xiomara, Yasmin, Yolanda, Zainab, Zeynep, Zofia, Zuzana""")
 MEN = lists.MEN + _words("""
     Abdul, Adebayo, Ajay, Akira, Aksel, Alejandro, Alessandro, Alfred, Alistair, Amir, Anders, Andrzej, Angus, Anil,
-    Antonio, Arjun, Armando, Arne, Arvid, Ashok, Aziz, Baptiste, Barnaby, Bart, Bashir, Benedikt, Benjamin, Bilal, Bjorn,
+    Antonio, Arjun, Armando, Arne, Arvid, Ashok, Aziz, Baptiste, Barnaby, Bart, Bashir, Benedikt, Benjamin, Bilal,
+    Bjorn,
     Bogdan, Callum, Cheng, Chidi, Christoph, Cian, Clement, Clive, Conor, Damian, Dario, Declan, Denis, Derek, Didier,
-    Dieter, Dominic, Duncan, Eamon, Eduardo, Eirik, Emeka, Emmanuel, Ernesto, Esteban, Eugene, Ezra, Fabian, Farid, Fergus,
+    Dieter, Dominic, Duncan, Eamon, Eduardo, Eirik, Emeka, Emmanuel, Ernesto, Esteban, Eugene, Ezra, Fabian, Farid,
+    Fergus,
     Fernando, Florian, Francesco, Geoffrey, Gianni, Gilbert, Giorgos, Goran, Graham, Gregor, Guillermo, Gunnar, Hakan,
     Hans, Haruto, Hassan, Hector, Heinrich, Hiroshi, Ibrahim, Ignacio, Ismail, Jakub, Jamal, Jasper, Jens, Jiri, Joao,
     Johan, Julian, Jun, Kareem, Karl, Kazuo, Keith, Kenji, Khalid, Klaus, Kwame, Laszlo, Leon, Lorenzo, Luca, Ludwig,
@@ -65,8 +69,10 @@ CITIES = lists.CITIES + _words("""
     Bruges, Buffalo, Busan, Cadiz, Cardiff, Casablanca, Charleston, Chennai, Coventry, Dar es Salaam, Derby, Dijon,
     Dortmund, Dundee, Dusseldorf, El Paso, Essen, Exeter, Faro, Fez, Galway, Gdansk, Gothenburg, Grenoble, Groningen,
     Guadalajara, Halifax, Hanover, Hobart, Honolulu, Hull, Innsbruck, Inverness, Izmir, Jaipur, Kampala, Kiel, Kobe,
-    Kolkata, La Paz, Lausanne, Leicester, Lille, Limerick, Linz, Ljubljana, Lodz, Lucerne, Luxembourg, Maastricht, Malmo,
-    Maputo, Marrakesh, Medellin, Memphis, Minsk, Monterrey, Montevideo, Mumbai, Nagoya, Nashville, New Orleans, Newcastle,
+    Kolkata, La Paz, Lausanne, Leicester, Lille, Limerick, Linz, Ljubljana, Lodz, Lucerne, Luxembourg, Maastricht,
+    Malmo,
+    Maputo, Marrakesh, Medellin, Memphis, Minsk, Monterrey, Montevideo, Mumbai, Nagoya, Nashville, New Orleans,
+    Newcastle,
     Norwich, Nottingham, Nuremberg, Odense, Odessa, Orlando, Panama City, Parma, Pittsburgh, Portland, Portsmouth, Pune,
     Ravenna, Reading, Rennes, Rio de Janeiro, Sacramento, Saigon, San Francisco, San Jose, Sao Paulo, Sapporo, Siena,
     Split, St Petersburg, Stavanger, Strasbourg, Stuttgart, Swansea, Tangier, Tirana, Tromso, Tucson, Uppsala, Wroclaw,
@@ -75,26 +81,33 @@ JOBS = lists.JOBS + _words("""
     air traffic controller, animator, archaeologist, auctioneer, beekeeper, biologist, blacksmith, bookkeeper, botanist,
     bouncer, brewer, bus conductor, cameraman, caretaker, chef, chimney sweep, civil engineer, comedian, composer,
     crane operator, curator, data scientist, delivery driver, diplomat, economist, estate agent, event planner,
-    flight attendant, forester, game designer, goldsmith, graphic designer, hospital porter, illustrator, insurance broker,
+    flight attendant, forester, game designer, goldsmith, graphic designer, hospital porter, illustrator,
+    insurance broker,
     kindergarten teacher, lab technician, landscape gardener, lifeguard, lighthouse keeper, lorry driver, maths teacher,
-    meteorologist, music teacher, night watchman, notary, novelist, occupational therapist, park ranger, personal trainer,
+    meteorologist, music teacher, night watchman, notary, novelist, occupational therapist, park ranger,
+    personal trainer,
     philosopher, physiotherapist, piano tuner, playwright, primary school teacher, project manager, psychologist,
     radiologist, radio host, receptionist, sales manager, shop assistant, sound engineer, speech therapist,
     swimming instructor, tattoo artist, tour guide, train driver, travel agent, tree surgeon, undertaker, veterinarian,
     watchmaker, web developer, window cleaner, yoga teacher""")
 FOODS = lists.FOODS + _words("""
     apple crumble, aubergine curry, baked beans, baked potatoes, banana bread, bibimbap, biryani, blueberry muffins,
-    borscht, bread pudding, burritos, butter chicken, cauliflower cheese, ceviche, cheesecake, chicken soup, chocolate cake,
+    borscht, bread pudding, burritos, butter chicken, cauliflower cheese, ceviche, cheesecake, chicken soup,
+    chocolate cake,
     cinnamon rolls, coleslaw, crepes, croissants, dal, empanadas, enchiladas, feta salad, fish pie, fishcakes,
-    French toast, gazpacho, gnocchi, gumbo, jambalaya, jollof rice, kimchi, laksa, leek soup, lobster rolls, mac and cheese,
+    French toast, gazpacho, gnocchi, gumbo, jambalaya, jollof rice, kimchi, laksa, leek soup, lobster rolls,
+    mac and cheese,
     moussaka, mushroom risotto, nachos, pad thai, pea risotto, pierogi, pho, pickled herring, poke bowls, quiche,
-    ratatouille, rhubarb pie, roast chicken, samosas, sauerkraut, schnitzel, shakshuka, shepherd's pie, stir-fried noodles,
+    ratatouille, rhubarb pie, roast chicken, samosas, sauerkraut, schnitzel, shakshuka, shepherd's pie,
+    stir-fried noodles,
     strudel, tagine, tempura, tiramisu, veggie burgers""")
 HOBBIES = lists.HOBBIES + _words("""
     aikido, baking bread, ballroom dancing, bouldering, brewing beer, candle making, caving, choir singing, collecting
-    coins, collecting vinyl records, crochet, crosswords, drone flying, falconry, fossil hunting, geocaching, ice hockey,
+    coins, collecting vinyl records, crochet, crosswords, drone flying, falconry, fossil hunting, geocaching,
+    ice hockey,
     improv theatre, kickboxing, lacrosse, leatherwork, life drawing, metal detecting, mushroom picking, open-water
-    swimming, orienteering, pilates, pole vaulting, puppet making, rock climbing, salsa dancing, scuba diving, soap making,
+    swimming, orienteering, pilates, pole vaulting, puppet making, rock climbing, salsa dancing, scuba diving,
+    soap making,
     snowboarding, street photography, sudoku, taekwondo, trail running, unicycling, video games, watercolour painting,
     wild camping, woodturning""")
 ANIMALS = _words("""
@@ -103,16 +116,19 @@ ANIMALS = _words("""
     a poodle, a labrador, a beagle, a terrier, a collie, a greyhound, a dachshund, a Siamese cat, a tortoise, a budgie,
     a gecko, a chinchilla, a cockatoo, an alpaca, a llama, a pug, a husky, a Persian cat, a border collie""")
 COLOURS = _words("""
-    red, blue, green, yellow, black, white, grey, brown, orange, pink, purple, turquoise, silver, golden, beige, dark blue,
-    light green, bright red, navy blue, dark green, pale yellow, ginger, cream, maroon, violet, teal, crimson, lilac, olive,
+    red, blue, green, yellow, black, white, grey, brown, orange, pink, purple, turquoise, silver, golden, beige,
+    dark blue,
+    light green, bright red, navy blue, dark green, pale yellow, ginger, cream, maroon, violet, teal, crimson, lilac,
+    olive,
     bronze, copper, ivory, charcoal, mint green, sky blue, salmon pink, rusty brown, jet black, snow white, tabby""")
 THINGS = _words("""
     bicycle, backpack, umbrella, scarf, coat, watch, phone, laptop, wallet, camera, suitcase, guitar, sofa, teapot, mug,
     jacket, hat, notebook, tent, kettle, lamp, rug, bookshelf, desk, front door, kitchen, bedroom, scooter, helmet,
     sleeping bag, raincoat, dress, handbag, blanket, toothbrush, skateboard, kayak, car, van, motorbike, garage, fence,
-    bathroom, curtains, armchair, piano, violin, pencil case, lunchbox, water bottle, jumper, boots""")
+    bathroom, armchair, piano, violin, pencil case, lunchbox, water bottle, jumper""")
 OBJECTS = _words("""
-    keys, passport, glasses, umbrella, wallet, charger, headphones, gloves, notebook, camera, diary, spare key, sunglasses,
+    keys, passport, glasses, umbrella, wallet, charger, headphones, gloves, notebook, camera, diary, spare key,
+    sunglasses,
     torch, ticket, sewing kit, scissors, screwdriver, tape measure, hammer, first-aid kit, medicine, birth certificate,
     library card, laptop, tablet, bike lock, swimming goggles, wedding ring, earrings, necklace, contract, receipt, map,
     compass, batteries, stapler, cheque book, driving licence, tennis racket, hiking boots, winter coat, violin bow,
@@ -120,7 +136,8 @@ OBJECTS = _words("""
 SPOTS = _words("""
     in the top drawer, under the bed, on the kitchen table, behind the sofa, in the glove box, on the windowsill,
     in the blue bag, in the garage, on the top shelf, in the wardrobe, next to the fridge, in the hall cupboard,
-    under the doormat, in my coat pocket, on the piano, in the shed, behind the mirror, in the biscuit tin, in the attic,
+    under the doormat, in my coat pocket, on the piano, in the shed, behind the mirror, in the biscuit tin,
+    in the attic,
     on the bookshelf, in the laundry basket, in the bathroom cabinet, in the red box, under the stairs, in the cellar,
     on the balcony, in my backpack, in the desk drawer, by the front door, inside the teapot, on the fridge, in the car,
     at the office, in locker twelve, in the bread bin, behind the clock, under the flower pot, in the green suitcase,
@@ -128,7 +145,8 @@ SPOTS = _words("""
     in the side pocket of the suitcase, on the hook in the hall, in the oven, in the guest room, under my pillow""")
 GIFTS = _words("""
     a book, a scarf, a watch, a plant, a board game, a necklace, a teapot, a cookbook, a puzzle, a pair of gloves,
-    a bottle of wine, a fountain pen, a telescope, a record player, a vase, a bracelet, a wooden box, a pair of earrings,
+    a bottle of wine, a fountain pen, a telescope, a record player, a vase, a bracelet, a wooden box,
+    a pair of earrings,
     a hat, a lamp, a box of chocolates, a camera, a ukulele, a kite, a globe, a poster, a jumper, a picnic basket,
     a pocket knife, a chess set, a bird feeder, a painting, a mug, a candle, a music box, a hammock, a concert ticket,
     a bicycle bell, a cactus, a rocking chair, a silver ring, a tea set, a jigsaw, a dictionary, a yoga mat,
@@ -143,7 +161,8 @@ EVENTS = _words("""
     concert, wedding, birthday party, thesis defence, chess tournament, swimming lesson, job fair, house viewing,
     vaccination, blood test, business trip, school reunion, theatre evening, wine tasting, pottery course, first date,
     marathon, barbecue, housewarming party, graduation ceremony, court hearing, physiotherapy session, video call,
-    meeting with the bank, open day, auction, city tour, cooking class, language exchange, band practice, citizenship test,
+    meeting with the bank, open day, auction, city tour, cooking class, language exchange, band practice,
+    citizenship test,
     staff party, training session, music exam, garden party, baptism, funeral, checkup, workshop""")
 DAYS = _words("""
     Monday, Tuesday, Wednesday, Thursday, Friday, Saturday, Sunday, tomorrow, next Monday, next Tuesday, next Wednesday,
@@ -156,111 +175,241 @@ REASONS = _words("""
     to start a company, for a change, because I wanted more sun, to look after my mother, because the air is clean,
     for the music scene, because I missed the mountains, for my PhD""")
 AILMENTS = _words("""
-    a broken arm, a sprained ankle, a headache, a sore throat, a bad cold, the flu, a toothache, a twisted knee, back pain,
-    a fever, an ear infection, hay fever, a broken toe, a stiff neck, a cough, a broken wrist, a burnt finger, migraines,
+    a broken arm, a sprained ankle, a headache, a sore throat, a bad cold, the flu, a toothache, a twisted knee,
+    back pain,
+    a fever, an ear infection, hay fever, a broken toe, a stiff neck, a cough, a broken wrist, a burnt finger,
+    migraines,
     asthma, a bruised rib, high blood pressure, a black eye, a pulled muscle, tennis elbow, a stomach ache, insomnia""")
 FAVOURITES = {
-    "colour": COLOURS[:30], "food": FOODS, "drink": lists.DRINKS, "season": _words("spring, summer, autumn, winter"),
-    "fruit": _words("mango, pineapple, papaya, pear, apple, banana, cherry, peach, plum, fig, grape, kiwi, lemon, orange, "
-                    "melon, raspberry, strawberry, blueberry, apricot, pomegranate, lychee, passion fruit, coconut"),
-    "animal": _words("otter, fox, owl, penguin, elephant, tiger, dolphin, hedgehog, giraffe, panda, wolf, octopus, squirrel, "
-                     "koala, sloth, whale, eagle, lynx, seal, badger, hummingbird, flamingo, zebra, platypus, red panda"),
-    "sport": _words("football, tennis, rugby, basketball, cricket, badminton, ice hockey, swimming, volleyball, golf, "
-                    "cycling, rowing, table tennis, skiing, gymnastics, boxing, snooker, handball, fencing, surfing"),
-    "subject": lists.STUDIES, "dessert": _words("apple pie, tiramisu, cheesecake, lemon tart, brownies, rice pudding, "
-        "chocolate mousse, ice cream, panna cotta, baklava, trifle, creme brulee, plum cake, carrot cake, pavlova"),
-    "flower": _words("rose, tulip, sunflower, daisy, lily, orchid, poppy, peony, iris, lavender, violet, daffodil, dahlia, "
-                     "snowdrop, magnolia, jasmine, lilac, carnation, hyacinth, marigold"),
-    "number": [str(i) for i in range(3, 100)], "ice cream": _words("vanilla, chocolate, pistachio, lemon, strawberry, mango, "
-        "hazelnut, coconut, coffee, mint, caramel, raspberry, cherry, banana, walnut, yoghurt, salted caramel"),
-    "music": lists.MUSIC + _words("jazz, classical music, hip hop, reggae, heavy metal, folk, techno, blues, country, "
-                                  "opera, flamenco, soul, ska, bossa nova, disco, swing, gospel, fado, tango, samba"),
-    "holiday": _words("Christmas, Easter, Halloween, New Year, Diwali, Eid, Hanukkah, Midsummer, Thanksgiving, Carnival"),
-    "pizza": _words("margherita, quattro formaggi, Hawaiian, mushroom, salami, tuna, spinach, vegetarian, anchovy, truffle"),
-    "instrument": lists.INSTRUMENTS, "vegetable": _words("broccoli, carrots, spinach, peas, cauliflower, aubergine, leek, "
-        "asparagus, cucumber, beetroot, pumpkin, courgette, artichoke, kale, sweet potato, fennel, radish, celery"),
-    "day of the week": _words("Monday, Tuesday, Wednesday, Thursday, Friday, Saturday, Sunday"), "city": CITIES,
-    "game": _words("chess, Monopoly, Scrabble, poker, backgammon, dominoes, Cluedo, Tetris, Catan, draughts, mahjong, Risk, "
-                   "solitaire, Uno, bridge, Go, charades, Pictionary, Snakes and Ladders, Minecraft"),
-    "tree": _words("oak, beech, birch, willow, maple, pine, chestnut, cherry tree, olive tree, cypress, cedar, elm, ash"),
+    "colour": COLOURS[:30],
+    "food": FOODS,
+    "drink": lists.DRINKS,
+    "season": _words("spring, summer, autumn, winter"),
+    "fruit": _words(
+        "mango, pineapple, papaya, pear, apple, banana, cherry, peach, plum, fig, grape, kiwi, lemon, orange, "
+        "melon, raspberry, strawberry, blueberry, apricot, pomegranate, lychee, passion fruit, coconut"
+    ),
+    "animal": _words(
+        "otter, fox, owl, penguin, elephant, tiger, dolphin, hedgehog, giraffe, panda, wolf, octopus, squirrel, "
+        "koala, sloth, whale, eagle, lynx, seal, badger, hummingbird, flamingo, zebra, platypus, red panda"
+    ),
+    "sport": _words(
+        "football, tennis, rugby, basketball, cricket, badminton, ice hockey, swimming, volleyball, golf, "
+        "cycling, rowing, table tennis, skiing, gymnastics, boxing, snooker, handball, fencing, surfing"
+    ),
+    "subject": lists.STUDIES,
+    "dessert": _words(
+        "apple pie, tiramisu, cheesecake, lemon tart, brownies, rice pudding, "
+        "chocolate mousse, ice cream, panna cotta, baklava, trifle, creme brulee, plum cake, carrot cake, pavlova"
+    ),
+    "flower": _words(
+        "rose, tulip, sunflower, daisy, lily, orchid, poppy, peony, iris, lavender, violet, daffodil, dahlia, "
+        "snowdrop, magnolia, jasmine, lilac, carnation, hyacinth, marigold"
+    ),
+    "number": [str(i) for i in range(3, 100)],
+    "ice cream": _words(
+        "vanilla, chocolate, pistachio, lemon, strawberry, mango, "
+        "hazelnut, coconut, coffee, mint, caramel, raspberry, cherry, banana, walnut, yoghurt, salted caramel"
+    ),
+    "music": lists.MUSIC
+    + _words(
+        "jazz, classical music, hip hop, reggae, heavy metal, folk, techno, blues, country, "
+        "opera, flamenco, soul, ska, bossa nova, disco, swing, gospel, fado, tango, samba"
+    ),
+    "holiday": _words(
+        "Christmas, Easter, Halloween, New Year, Diwali, Eid, Hanukkah, Midsummer, Thanksgiving, Carnival"
+    ),
+    "pizza": _words(
+        "margherita, quattro formaggi, Hawaiian, mushroom, salami, tuna, spinach, vegetarian, anchovy, truffle"
+    ),
+    "instrument": lists.INSTRUMENTS,
+    "vegetable": _words(
+        "broccoli, carrots, spinach, peas, cauliflower, aubergine, leek, "
+        "asparagus, cucumber, beetroot, pumpkin, courgette, artichoke, kale, sweet potato, fennel, radish, celery"
+    ),
+    "day of the week": _words("Monday, Tuesday, Wednesday, Thursday, Friday, Saturday, Sunday"),
+    "city": CITIES,
+    "game": _words(
+        "chess, Monopoly, Scrabble, poker, backgammon, dominoes, Cluedo, Tetris, Catan, draughts, mahjong, Risk, "
+        "solitaire, Uno, bridge, Go, charades, Pictionary, Snakes and Ladders, Minecraft"
+    ),
+    "tree": _words(
+        "oak, beech, birch, willow, maple, pine, chestnut, cherry tree, olive tree, cypress, cedar, elm, ash"
+    ),
     "spice": _words("cinnamon, saffron, cumin, turmeric, paprika, nutmeg, ginger, cardamom, chilli, coriander, cloves"),
-    "film": lists.TITLES, "book": lists.TITLES, "tea": _words("peppermint, Earl Grey, chamomile, jasmine, rooibos, green "
-        "tea, oolong, ginger tea, Darjeeling, chai, lemon verbena, fennel"),
+    "film": lists.TITLES,
+    "book": lists.TITLES,
+    "tea": _words(
+        "peppermint, Earl Grey, chamomile, jasmine, rooibos, green "
+        "tea, oolong, ginger tea, Darjeeling, chai, lemon verbena, fennel"
+    ),
 }
 GROCERIES = _words("""
-    milk, eggs, bread, butter, cheese, rice, pasta, tomatoes, onions, garlic, apples, bananas, flour, sugar, salt, coffee,
+    milk, eggs, bread, butter, cheese, rice, pasta, tomatoes, onions, garlic, apples, bananas, flour, sugar, salt,
+    coffee,
     tea, yoghurt, carrots, potatoes, honey, olive oil, lemons, mushrooms, spinach, chicken, fish, oats, soap, shampoo,
     toothpaste, batteries, candles, napkins, cat food, light bulbs, stamps, tape, sponges, jam, nuts, beans, lentils,
-    cream, vinegar, mustard, ginger, basil, parsley, cucumbers, peppers, ice, crisps, juice, wine, matches, toilet paper""")
+    cream, vinegar, mustard, ginger, basil, parsley, cucumbers, peppers, ice, crisps, juice, wine, matches,
+    toilet paper""")
 KINDS_OF_THINGS = _words("""
-    cousins, plants, books, bicycles, chickens, guitars, pairs of shoes, brothers, sisters, cats, children, grandchildren,
+    cousins, plants, books, bicycles, chickens, guitars, pairs of shoes, brothers, sisters, cats, children,
+    grandchildren,
     cameras, coats, pillows, apple trees, students, colleagues, clocks, hats, umbrellas, candles, cups, chairs, nephews,
     stamps, records, board games, teapots, paintings, rabbits, cushions, suitcases, tattoos, aunts, uncles, pen pals,
     cookbooks, neighbours, bee hives, fish, pigeons, keys, telescopes, notebooks, scarves""")
 SHOPS = _words("""
     the market, the flea market, a charity shop, the bookshop on the corner, the department store, an online auction,
-    the supermarket, a little shop in the old town, the hardware store, the antique shop, the petrol station, the airport,
+    the supermarket, a little shop in the old town, the hardware store, the antique shop, the petrol station,
+    the airport,
     a garage sale, the outlet, the second-hand shop, the garden centre, the music shop, the bakery, the toy shop""")
 CAUSES = _words("""
     falling off a ladder, slipping on the ice, playing football, skiing, falling down the stairs, moving a wardrobe,
-    tripping over the cat, running for the bus, jumping into a lake, falling off my bike, gardening, dancing at a wedding,
+    tripping over the cat, running for the bus, jumping into a lake, falling off my bike, gardening,
+    dancing at a wedding,
     lifting a box, playing basketball, climbing a tree, riding a horse, roller skating""")
 PLACES_TO_MEET = _words("""
-    the station, the old library, the town hall, the park, the museum, the cinema, the harbour, the blue cafe, the bakery,
+    the station, the old library, the town hall, the park, the museum, the cinema, the harbour, the blue cafe,
+    the bakery,
     the fountain, the swimming pool, the market square, the bus stop, the pub, the university, the cathedral, the zoo,
-    the airport, the climbing hall, the theatre, the pizzeria, the beach, the bridge, the tea house, the botanical garden,
+    the airport, the climbing hall, the theatre, the pizzeria, the beach, the bridge, the tea house,
+    the botanical garden,
     the ice rink, the gym, the stadium, the hotel bar, the roof terrace, the bookshop, the lighthouse""")
 ACTIVITIES = _words("""
-    watch a film, go hiking, play tennis, bake a cake, visit the museum, go sailing, see a play, go to the sauna, play chess,
+    watch a film, go hiking, play tennis, bake a cake, visit the museum, go sailing, see a play, go to the sauna,
+    play chess,
     go bowling, have a picnic, paint the kitchen, go climbing, clean the garage, plant tomatoes, go to a concert,
     cook curry, go ice skating, repair the bike, build a bookshelf, go fishing, visit my grandmother, play board games,
-    go to the beach, try the new sushi place, practise for the exam, ride our bikes to the lake, go dancing, pick apples,
-    study together, walk the dog, sort old photos, go shopping, sing karaoke, make dumplings, go for a run, fly a kite""")
+    go to the beach, try the new sushi place, practise for the exam, ride our bikes to the lake, go dancing,
+    pick apples,
+    study together, walk the dog, sort old photos, go shopping, sing karaoke, make dumplings, go for a run,
+    fly a kite""")
 TOPICS = _words("""
-    the rent, the holiday, the broken heater, the party, the contract, the exam, the car, the invoice, the wedding, a job,
+    the rent, the holiday, the broken heater, the party, the contract, the exam, the car, the invoice, the wedding,
+    a job,
     the insurance, the school trip, the leak in the roof, the new project, the birthday present, my visa, the concert
     tickets, the garden fence, the tax return, a loan, the neighbours' noise, the moving van, the guest list""")
 PLANS = _words("""
-    learn to sail, write a novel, run a marathon, learn to play the drums, open a cafe, buy a boat, get a dog, learn to fly,
+    learn to sail, write a novel, run a marathon, learn to play the drums, open a cafe, buy a boat, get a dog,
+    learn to fly,
     build a tree house, move to the countryside, climb a volcano, visit Antarctica, learn sign language, start a blog,
     keep bees, travel by train across Siberia, open a bookshop, learn to juggle, sleep under the stars, record an album,
     restore an old car, grow my own vegetables, become a vegetarian, give up sugar, swim with dolphins, learn to surf,
     walk the Camino, build a guitar, knit a jumper, see the northern lights, plant a hundred trees, adopt a cat""")
 FEARS = _words("""
-    spiders, heights, flying, thunder, the dark, clowns, snakes, deep water, dogs, needles, lifts, mice, ghosts, bees, moths,
+    spiders, heights, flying, thunder, the dark, clowns, snakes, deep water, dogs, needles, lifts, mice, ghosts, bees,
+    moths,
     crowds, dentists, small spaces, sharks, bats, wasps, balloons, escalators, public speaking, horses, fireworks""")
 BAD_NEWS = "ailment lost fear allergy".split()
 KIN = {
-    "my sister": "she", "my brother": "he", "my mother": "she", "my father": "he", "my mum": "she", "my dad": "he",
-    "my wife": "she", "my husband": "he", "my girlfriend": "she", "my boyfriend": "he", "my daughter": "she",
-    "my son": "he", "my aunt": "she", "my uncle": "he", "my grandmother": "she", "my grandfather": "he", "my grandma": "she",
-    "my grandpa": "he", "my niece": "she", "my nephew": "he", "my boss": "she", "my neighbour": "he", "my flatmate": "she",
-    "my roommate": "he", "my best friend": "she", "my landlord": "he", "my landlady": "she", "my teacher": "he",
-    "my colleague": "she", "my cousin": "he", "my partner": "they", "my mother-in-law": "she", "my father-in-law": "he",
-    "my sister-in-law": "she", "my brother-in-law": "he", "my little brother": "he", "my older sister": "she",
-    "my younger sister": "she", "my big brother": "he", "my twin sister": "she", "my twin brother": "he",
-    "my stepfather": "he", "my godmother": "she", "my ex": "she", "my coach": "he", "my doctor": "she", "my dentist": "he",
-    "my professor": "she", "my hairdresser": "she", "my piano teacher": "she", "my oldest friend": "he",
-    "my tutor": "he", "my manager": "he", "my oldest son": "he", "my youngest daughter": "she", "my supervisor": "she",
-    "my fiancee": "she", "my pen pal": "she", "my carpool buddy": "he", "the new guy at work": "he", "our babysitter": "she",
-    "the neighbour upstairs": "she", "our gardener": "he", "my gym partner": "he", "my grandson": "he", "my granddaughter": "she",
+    "my sister": "she",
+    "my brother": "he",
+    "my mother": "she",
+    "my father": "he",
+    "my mum": "she",
+    "my dad": "he",
+    "my wife": "she",
+    "my husband": "he",
+    "my girlfriend": "she",
+    "my boyfriend": "he",
+    "my daughter": "she",
+    "my son": "he",
+    "my aunt": "she",
+    "my uncle": "he",
+    "my grandmother": "she",
+    "my grandfather": "he",
+    "my grandma": "she",
+    "my grandpa": "he",
+    "my niece": "she",
+    "my nephew": "he",
+    "my boss": "she",
+    "my neighbour": "he",
+    "my flatmate": "she",
+    "my roommate": "he",
+    "my best friend": "she",
+    "my landlord": "he",
+    "my landlady": "she",
+    "my teacher": "he",
+    "my colleague": "she",
+    "my cousin": "he",
+    "my partner": "they",
+    "my mother-in-law": "she",
+    "my father-in-law": "he",
+    "my sister-in-law": "she",
+    "my brother-in-law": "he",
+    "my little brother": "he",
+    "my older sister": "she",
+    "my younger sister": "she",
+    "my big brother": "he",
+    "my twin sister": "she",
+    "my twin brother": "he",
+    "my stepfather": "he",
+    "my godmother": "she",
+    "my ex": "she",
+    "my coach": "he",
+    "my doctor": "she",
+    "my dentist": "he",
+    "my professor": "she",
+    "my hairdresser": "she",
+    "my piano teacher": "she",
+    "my oldest friend": "he",
+    "my tutor": "he",
+    "my manager": "he",
+    "my oldest son": "he",
+    "my youngest daughter": "she",
+    "my supervisor": "she",
+    "my fiancee": "she",
+    "my pen pal": "she",
+    "my carpool buddy": "he",
+    "the new guy at work": "he",
+    "our babysitter": "she",
+    "the neighbour upstairs": "she",
+    "our gardener": "he",
+    "my gym partner": "he",
+    "my grandson": "he",
+    "my granddaughter": "she",
 }
-EXPERTS = {"my doctor": "she", "my dentist": "he", "my teacher": "he", "my boss": "she", "our plumber": "he",
-           "my lawyer": "she", "our vet": "she", "my landlord": "he", "my professor": "she", "my hairdresser": "she",
-           "my accountant": "he", "our mechanic": "he", "my therapist": "she", "my new manager": "she", "my coach": "he",
-           "my driving instructor": "he", "our midwife": "she", "the caretaker": "he", "my piano teacher": "she",
-           "my supervisor": "she", "our family doctor": "he", "the head of the school": "she", "my editor": "he"}
+EXPERTS = {
+    "my doctor": "she",
+    "my dentist": "he",
+    "my teacher": "he",
+    "my boss": "she",
+    "our plumber": "he",
+    "my lawyer": "she",
+    "our vet": "she",
+    "my landlord": "he",
+    "my professor": "she",
+    "my hairdresser": "she",
+    "my accountant": "he",
+    "our mechanic": "he",
+    "my therapist": "she",
+    "my new manager": "she",
+    "my coach": "he",
+    "my driving instructor": "he",
+    "our midwife": "she",
+    "the caretaker": "he",
+    "my piano teacher": "she",
+    "my supervisor": "she",
+    "our family doctor": "he",
+    "the head of the school": "she",
+    "my editor": "he",
+}
 GENDER = dict.fromkeys(WOMEN, "she") | dict.fromkeys(MEN, "he") | KIN | EXPERTS
-SYLLABLES = [lists._words("bel,bro,dar,dol,fen,gal,hol,jor,kal,kel,lom,mar,mel,nor,pel,quin,ral,sol,tar,tor,ul,val,vel,wen,"
-                          "yor,zan,zel,bri,cor,del,fy,glo,hu,kri,lu,mo,ny,plo,ru,ska,stro,thi,tra,vo,wy,xan"),
-             lists._words("a,e,i,o,ba,da,de,go,ka,la,li,lo,me,mi,na,no,ra,ri,ro,ta,ti,va,vi,za,sha,nu,ffe,bbi,ll,ndo"),
-             lists._words("bo,dan,din,dor,ka,las,len,lin,lo,mar,mi,na,nel,nor,ra,ren,ri,ro,san,ta,tin,vik,zo,ck,x,ster,"
-                          "wood,ville,ton,by,stein,ska,ez,ini,sson")]
+SYLLABLES = [
+    lists._words(
+        "bel,bro,dar,dol,fen,gal,hol,jor,kal,kel,lom,mar,mel,nor,pel,quin,ral,sol,tar,tor,ul,val,vel,wen,"
+        "yor,zan,zel,bri,cor,del,fy,glo,hu,kri,lu,mo,ny,plo,ru,ska,stro,thi,tra,vo,wy,xan"
+    ),
+    lists._words("a,e,i,o,ba,da,de,go,ka,la,li,lo,me,mi,na,no,ra,ri,ro,ta,ti,va,vi,za,sha,nu,ffe,bbi,ll,ndo"),
+    lists._words(
+        "bo,dan,din,dor,ka,las,len,lin,lo,mar,mi,na,nel,nor,ra,ren,ri,ro,san,ta,tin,vik,zo,ck,x,ster,"
+        "wood,ville,ton,by,stein,ska,ez,ini,sson"
+    ),
+]
 NUMBER_WORDS = _words("two, three, four, five, six, seven, eight, nine, ten, eleven, twelve, thirteen, fifteen, twenty")
 
 
 def invented(rng: random.Random) -> str:
-    """A word that no list has, so that a model has to copy it."""
+    """A word from no list: a model must copy it."""
     parts = [rng.choice(part) for part in SYLLABLES]
     return "".join(parts if rng.random() < 0.7 else [parts[0], parts[2]]).capitalize()
 
@@ -275,8 +424,14 @@ def clock(rng: random.Random) -> str:
     if style == 2:
         return f"{hour} {rng.choice(['am', 'pm', 'o' + chr(39) + 'clock'])}"
     if style == 3:
-        return rng.choice(["noon", "half past " + rng.choice(NUMBER_WORDS[:11]), "quarter to " + rng.choice(NUMBER_WORDS[:11]),
-                           "quarter past " + rng.choice(NUMBER_WORDS[:11])])
+        return rng.choice(
+            [
+                "noon",
+                "half past " + rng.choice(NUMBER_WORDS[:11]),
+                "quarter to " + rng.choice(NUMBER_WORDS[:11]),
+                "quarter past " + rng.choice(NUMBER_WORDS[:11]),
+            ]
+        )
     return rng.choice(NUMBER_WORDS[:11])
 
 
@@ -288,7 +443,8 @@ def code(rng: random.Random) -> str:
 
 def price(rng: random.Random) -> str:
     return rng.choice(["{} euros", "{} dollars", "{} pounds", "${}", "{} euros"]).format(
-        rng.choice([rng.randint(2, 30), rng.randint(20, 200), 10 * rng.randint(10, 90), 100 * rng.randint(5, 40)]))
+        rng.choice([rng.randint(2, 30), rng.randint(20, 200), 10 * rng.randint(10, 90), 100 * rng.randint(5, 40)])
+    )
 
 
 def shopping(rng: random.Random) -> str:
@@ -308,7 +464,9 @@ def date(rng: random.Random) -> str:
 
 
 def phone(rng: random.Random) -> str:
-    return rng.choice(["0", "555-", "+44 ", ""]) + "".join(rng.choice("0123456789") for _ in range(rng.choice([4, 5, 6])))
+    return rng.choice(["0", "555-", "+44 ", ""]) + "".join(
+        rng.choice("0123456789") for _ in range(rng.choice([4, 5, 6]))
+    )
 
 
 def pick(*pools: list[str], odd: float = 0.0) -> Callable:
@@ -325,42 +483,129 @@ def numeral(rng: random.Random) -> str:
 
 
 TYPES: dict[str, Callable] = {
-    "name": pick(WOMEN, MEN, odd=0.12), "friend": pick(WOMEN, MEN, odd=0.06), "kin": pick(list(KIN)),
-    "person": pick(list(KIN), WOMEN, MEN, odd=0.04), "expert": pick(list(EXPERTS)),
+    "name": pick(WOMEN, MEN, odd=0.12),
+    "friend": pick(WOMEN, MEN, odd=0.06),
+    "kin": pick(list(KIN)),
+    "person": pick(list(KIN), WOMEN, MEN, odd=0.04),
+    "expert": pick(list(EXPERTS)),
     "surname": lambda rng: rng.choice([rng.choice(lists.SURNAMES), invented(rng)]),
     "fullname": lambda rng: f"{rng.choice(WOMEN + MEN)} {rng.choice([rng.choice(lists.SURNAMES), invented(rng)])}",
-    "doctor": lambda rng: rng.choice(["Dr ", "Dr. ", "Mr ", "Mrs ", "Ms ", "Professor "]) + invented(rng)
-    if rng.random() < 0.6 else rng.choice(["Dr. ", "Mr ", "Mrs ", "Ms "]) + rng.choice(lists.SURNAMES),
-    "petname": pick(lists.PETNAMES, odd=0.2), "animal": pick(ANIMALS), "city": pick(CITIES, odd=0.08),
-    "country": pick(lists.COUNTRIES), "job": pick(JOBS), "food": pick(FOODS), "drink": pick(lists.DRINKS),
-    "hobby": pick(HOBBIES), "colour": pick(COLOURS), "thing": pick(THINGS), "object": pick(OBJECTS), "spot": pick(SPOTS),
+    "doctor": lambda rng: (
+        rng.choice(["Dr ", "Dr. ", "Mr ", "Mrs ", "Ms ", "Professor "]) + invented(rng)
+        if rng.random() < 0.6
+        else rng.choice(["Dr. ", "Mr ", "Mrs ", "Ms "]) + rng.choice(lists.SURNAMES)
+    ),
+    "petname": pick(lists.PETNAMES, odd=0.2),
+    "animal": pick(ANIMALS),
+    "city": pick(CITIES, odd=0.08),
+    "country": pick(lists.COUNTRIES),
+    "job": pick(JOBS),
+    "food": pick(FOODS),
+    "drink": pick(lists.DRINKS),
+    "hobby": pick(HOBBIES),
+    "colour": pick(COLOURS),
+    "thing": pick(THINGS),
+    "object": pick(OBJECTS),
+    "spot": pick(SPOTS),
     "gift": pick(GIFTS, GIFTS, ["a " + gift for gift in lists.GIFTS if gift[0] not in "aeiou"]),
-    "occasion": pick(OCCASIONS), "event": pick(EVENTS), "day": pick(DAYS), "date": date, "clock": clock, "code": code,
-    "price": price, "shopping": shopping, "duration": duration, "age": number(2, 95), "adult": number(19, 85),
-    "count": numeral, "things": pick(KINDS_OF_THINGS), "allergen": pick(lists.ALLERGENS), "reason": pick(REASONS),
-    "firm": lambda rng: rng.choice([rng.choice(lists.FIRMS), invented(rng), f"{invented(rng)} {rng.choice(lists._words('Labs,Foods,Bank,Books,Media,Motors'))}",
-                                    "the city library", "the post office", "the fire brigade", "the university", "a bank",
-                                    "a small bakery", "the children's hospital", "a law firm", "the zoo", "a start-up"]),
-    "language": pick([skill for skill in lists.SKILLS if skill[0].isupper()]), "study": pick(lists.STUDIES),
-    "instrument": pick(lists.INSTRUMENTS), "street": pick(lists.STREETS, odd=0.0), "title": pick(lists.TITLES),
+    "occasion": pick(OCCASIONS),
+    "event": pick(EVENTS),
+    "day": pick(DAYS),
+    "date": date,
+    "clock": clock,
+    "code": code,
+    "price": price,
+    "shopping": shopping,
+    "duration": duration,
+    "age": number(2, 95),
+    "adult": number(19, 85),
+    "count": numeral,
+    "things": pick(KINDS_OF_THINGS),
+    "allergen": pick(lists.ALLERGENS),
+    "reason": pick(REASONS),
+    "firm": lambda rng: rng.choice(
+        [
+            rng.choice(lists.FIRMS),
+            invented(rng),
+            f"{invented(rng)} {rng.choice(lists._words('Labs,Foods,Bank,Books,Media,Motors'))}",
+            "the city library",
+            "the post office",
+            "the fire brigade",
+            "the university",
+            "a bank",
+            "a small bakery",
+            "the children's hospital",
+            "a law firm",
+            "the zoo",
+            "a start-up",
+        ]
+    ),
+    "language": pick([skill for skill in lists.SKILLS if skill[0].isupper()]),
+    "study": pick(lists.STUDIES),
+    "instrument": pick(lists.INSTRUMENTS),
+    "street": pick(lists.STREETS, odd=0.0),
+    "title": pick(lists.TITLES),
     "author": lambda rng: f"{rng.choice(WOMEN + MEN)} {rng.choice([rng.choice(lists.SURNAMES), invented(rng)])}",
-    "ailment": pick(AILMENTS), "cause": pick(CAUSES), "shop": pick(SHOPS), "meet": pick(PLACES_TO_MEET),
-    "activity": pick(ACTIVITIES), "topic": pick(TOPICS), "plan": pick(PLANS), "fear": pick(FEARS), "phone": phone,
-    "year": number(1950, 2024), "month": pick(MONTHS), "room": number(1, 990), "word": invented, "floor": pick(
-        _words("first, second, third, fourth, fifth, sixth, seventh, eighth, ninth, tenth, top, ground")),
-    "seat": pick(lists.SEATS), "gate": pick(lists.GATES), "category": pick(list(FAVOURITES)), "height": number(150, 205),
+    "ailment": pick(AILMENTS),
+    "cause": pick(CAUSES),
+    "shop": pick(SHOPS),
+    "meet": pick(PLACES_TO_MEET),
+    "activity": pick(ACTIVITIES),
+    "topic": pick(TOPICS),
+    "plan": pick(PLANS),
+    "fear": pick(FEARS),
+    "phone": phone,
+    "year": number(1950, 2024),
+    "month": pick(MONTHS),
+    "room": number(1, 990),
+    "word": invented,
+    "floor": pick(_words("first, second, third, fourth, fifth, sixth, seventh, eighth, ninth, tenth, top, ground")),
+    "seat": pick(lists.SEATS),
+    "gate": pick(lists.GATES),
+    "category": pick(list(FAVOURITES)),
+    "height": number(150, 205),
     "weekday": pick(_words("Monday, Tuesday, Wednesday, Thursday, Friday, Saturday, Sunday")),
-    "vehicle": lambda rng: f"{rng.choice(['a', 'a', 'an old', 'a used', 'a second-hand'])} " + rng.choice(_words(
-        "Toyota, Volvo, Fiat, Skoda, Renault, Ford, Honda, Beetle, camper van, motorbike, scooter, Tesla, Mini, pickup")),
+    "vehicle": lambda rng: (
+        f"{rng.choice(['a', 'a', 'an old', 'a used', 'a second-hand'])} "
+        + rng.choice(
+            _words(
+                "Toyota, Volvo, Fiat, Skoda, Renault, Ford, Honda, Beetle, camper van, motorbike, scooter, Tesla, "
+                "Mini, pickup"
+            )
+        )
+    ),
     "material": pick(_words("wood, glass, leather, wool, silver, paper, steel, clay, cotton, bamboo, marble, copper")),
-    "diet": pick(_words("vegan, vegetarian, pescatarian, gluten-free, lactose-free, kosher, halal, sugar-free, low-salt")),
-    "line": lambda rng: rng.choice([f"bus {rng.randint(2, 199)}", f"tram {rng.randint(1, 30)}", f"line {rng.randint(1, 12)}",
-                                    f"the {rng.randint(2, 199)}", f"the {rng.randint(6, 22)}:{rng.randint(10, 58)} train"]),
-    "team": lambda rng: rng.choice(["the " + rng.choice(_words("Tigers, Hawks, Rockets, Bears, Sharks, Wolves, Dragons, "
-        "Eagles, Knights, Lions, Comets, Panthers, Falcons, Pirates, Giants, Foxes, Badgers")), invented(rng) + " United"]),
-    "hotel": lambda rng: rng.choice(["the Hotel ", "Hotel ", "the "]) + rng.choice([invented(rng), rng.choice(lists.INNS)[4:]]),
+    "diet": pick(
+        _words("vegan, vegetarian, pescatarian, gluten-free, lactose-free, kosher, halal, sugar-free, low-salt")
+    ),
+    "line": lambda rng: rng.choice(
+        [
+            f"bus {rng.randint(2, 199)}",
+            f"tram {rng.randint(1, 30)}",
+            f"line {rng.randint(1, 12)}",
+            f"the {rng.randint(2, 199)}",
+            f"the {rng.randint(6, 22)}:{rng.randint(10, 58)} train",
+        ]
+    ),
+    "team": lambda rng: rng.choice(
+        [
+            "the "
+            + rng.choice(
+                _words(
+                    "Tigers, Hawks, Rockets, Bears, Sharks, Wolves, Dragons, "
+                    "Eagles, Knights, Lions, Comets, Panthers, Falcons, Pirates, Giants, Foxes, Badgers"
+                )
+            ),
+            invented(rng) + " United",
+        ]
+    ),
+    "hotel": lambda rng: (
+        rng.choice(["the Hotel ", "Hotel ", "the "]) + rng.choice([invented(rng), rng.choice(lists.INNS)[4:]])
+    ),
     "distance": lambda rng: f"{rng.randint(2, 90)} {rng.choice(['kilometres', 'miles', 'minutes'])}",
-    "drinkorfood": pick(FOODS, lists.DRINKS), "subjectmark": pick(lists.STUDIES), "mark": number(1, 100),
+    "drinkorfood": pick(FOODS, lists.DRINKS),
+    "subjectmark": pick(lists.STUDIES),
+    "mark": number(1, 100),
 }
 
 # ---------------------------------------------------------------------------------------------------------- frames
@@ -394,7 +639,6 @@ myname: v=name
 ? v: How should you call me?
 ? v: What name did I give you?
 ? v: Who are you talking to?
-? v: With whom do I have the pleasure of sharing my name?
 ~ v: who I am
 ~ v: what I am called
 ~ v: what my name is
@@ -2136,145 +2380,326 @@ secret: v=word
 = v: It's {v}.
 """
 SUBJECTS = {
-    "pets": {"my dog": "he", "my cat": "she", "my rabbit": "she", "my horse": "he", "my hamster": "he", "my parrot": "she",
-             "my pony": "he", "my kitten": "she", "my puppy": "he", "our cat": "he", "our dog": "she", "my snake": "it"},
+    "pets": {
+        "my dog": "he",
+        "my cat": "she",
+        "my rabbit": "she",
+        "my horse": "he",
+        "my hamster": "he",
+        "my parrot": "she",
+        "my pony": "he",
+        "my kitten": "she",
+        "my puppy": "he",
+        "our cat": "he",
+        "our dog": "she",
+        "my snake": "it",
+    },
     "codes": "my locker code|the wifi password|the door code|my PIN|my booking number|my ticket number|the alarm code|"
-             "my licence plate|the gate code|my membership number|the password|my order number|my customer number|"
-             "the code of the safe|my student number|the combination of my bike lock|my badge number|my raffle ticket",
+    "my licence plate|the gate code|my membership number|the password|my order number|my customer number|"
+    "the code of the safe|my student number|the combination of my bike lock|my badge number|my raffle ticket",
     "rooms": "the meeting|the lecture|my exam|the workshop|the interview|my class|the doctor|the seminar|my office|"
-             "the library|the interpreter|the course|the training|the choir|the lab",
+    "the library|the interpreter|the course|the training|the choir|the lab",
     "floors": "my flat|the office|the dentist|the library|the gym|our room|the cafeteria|the cinema|the laundry room|"
-              "my aunt's flat|the restaurant|the meeting room|the clinic|the shoe department",
-    "named": "my boat|my bike|our band|my car|the cafe|our quiz team|my book|my plant|my robot|our new street|the ferry|"
-             "my blog|my company|the school|the village|the restaurant|the app|the hotel|my guitar|our house|the lake|"
-             "my tortoise|the river|the ship|our club|the farm|my project|the museum|the festival|the lion at the zoo",
+    "my aunt's flat|the restaurant|the meeting room|the clinic|the shoe department",
+    "named": "my boat|my bike|our band|my car|the cafe|our quiz team|my book|my plant|my robot|our new street|"
+              "the ferry|"
+    "my blog|my company|the school|the village|the restaurant|the app|the hotel|my guitar|our house|the lake|"
+    "my tortoise|the river|the ship|our club|the farm|my project|the museum|the festival|the lion at the zoo",
     "weekly": "yoga|choir|football practice|my piano lesson|the book club|karate|my language class|the pub quiz|band "
-              "practice|therapy|swimming|chess club|dance class|the farmers' market|volunteering|spin class",
+    "practice|therapy|swimming|chess club|dance class|the farmers' market|volunteering|spin class",
     "places": "the supermarket|the station|the beach|the hospital|the library|the swimming pool|the airport|the museum|"
-              "the bakery|the school|the pharmacy|the gym|the post office|the lake|the next village|the office|the zoo",
+    "the bakery|the school|the pharmacy|the gym|the post office|the lake|the next village|the office|the zoo",
     "dues": "my essay|the report|the tax return|the application|my thesis|the rent|the invoice|my visa|the project|"
-            "the presentation|the contract|my insurance|the manuscript|my library book|the registration|the homework",
+    "the presentation|the contract|my insurance|the manuscript|my library book|the registration|the homework",
     "wants": "a lift to the airport|my recipe for pancakes|help with the move|the money back|a photo of the house|"
-             "advice about the job|my old bike|a phone call|the keys|help with maths|a ride home|the address|an answer|"
-             "a new lamp|my notes|a second chance|tickets for the match|a copy of the contract|a favour|the ladder",
-    "grocery": "|".join(GROCERIES), "meal": "breakfast|lunch|dinner|supper|brunch", "smallcount": "two|three|four|five|six|seven",
-    "duration0": "|".join(str(i) for i in range(5, 95)), "day0": "yesterday|last night|last week|on Sunday|on Friday|"
-                 "at the weekend|on Monday|on my day off",
+    "advice about the job|my old bike|a phone call|the keys|help with maths|a ride home|the address|an answer|"
+    "a new lamp|my notes|a second chance|tickets for the match|a copy of the contract|a favour|the ladder",
+    "grocery": "|".join(GROCERIES),
+    "meal": "breakfast|lunch|dinner|supper|brunch",
+    "smallcount": "two|three|four|five|six|seven",
+    "duration0": "|".join(str(i) for i in range(5, 95)),
+    "day0": "yesterday|last night|last week|on Sunday|on Friday|at the weekend|on Monday|on my day off",
 }
 SUBJECTS |= {
-    "cause0": "the pay was bad|petrol got too expensive|it kept me awake|my doctor said so|I was bored|I needed the money|"
-              "my back hurts|the neighbours complained|it was raining|I felt lonely|the old one was broken|I lost a bet|"
-              "my knee hurts|the flat is too small|I couldn't sleep|I wanted to be healthier|my friends did it too|"
-              "the commute was too long|I had a bad dream|it was on sale|I was late|I have too much stress|the wifi is slow|"
-              "my cat is allergic to it|I can't afford it|I was homesick|the boss was rude|I wanted more free time|"
-              "I missed the bus|the teacher was so nice|I needed a change|my son asked me to|the heating broke down",
-    "drinkstyle": "black|with two sugars|with milk|with oat milk|with honey|without sugar|with lemon|with cream|very strong|"
-                  "iced|with soy milk|with three sugars|with cinnamon|lukewarm|with a splash of milk|with almond milk",
+    "cause0": "the pay was bad|petrol got too expensive|it kept me awake|my doctor said so|I was bored|"
+              "I needed the money|"
+    "my back hurts|the neighbours complained|it was raining|I felt lonely|the old one was broken|I lost a bet|"
+    "my knee hurts|the flat is too small|I couldn't sleep|I wanted to be healthier|my friends did it too|"
+    "the commute was too long|I had a bad dream|it was on sale|I was late|I have too much stress|the wifi is slow|"
+    "my cat is allergic to it|I can't afford it|I was homesick|the boss was rude|I wanted more free time|"
+    "I missed the bus|the teacher was so nice|I needed a change|my son asked me to|the heating broke down",
+    "drinkstyle": "black|with two sugars|with milk|with oat milk|with honey|without sugar|with lemon|with cream|"
+              "very strong|"
+    "iced|with soy milk|with three sugars|with cinnamon|lukewarm|with a splash of milk|with almond milk",
     "hair": "blond|dark|red|grey|brown|black|curly|short|long|white|green|pink|straight|ginger|auburn|purple|blue",
     "eyes": "blue eyes|green|brown|grey|hazel|amber|dark|light blue|dark brown|grey-green",
 }
 SUBJECTS["eyes"] = SUBJECTS["eyes"].replace("blue eyes", "blue")
-PAST = dict(pair.split("/") for pair in """
-    quit my job/quit my job|sell the car/sold the car|stop drinking coffee/stopped drinking coffee|dye my hair/dyed my hair|
-    cancel the trip/cancelled the trip|buy a piano/bought a piano|leave the party/left the party|join a gym/joined a gym|
+PAST = dict(
+    pair.split("/")
+    for pair in """
+    quit my job/quit my job|sell the car/sold the car|stop drinking coffee/stopped drinking coffee|
+    dye my hair/dyed my hair|
+    cancel the trip/cancelled the trip|buy a piano/bought a piano|leave the party/left the party|
+    join a gym/joined a gym|
     change schools/changed schools|become a vegetarian/became a vegetarian|learn to swim/learned to swim|
     adopt a dog/adopted a dog|paint the kitchen/painted the kitchen|shave my beard/shaved my beard|
     delete the app/deleted the app|move the meeting/moved the meeting|write to the mayor/wrote to the mayor|
     call the police/called the police|take the stairs/took the stairs|sleep on the sofa/slept on the sofa|
-    bake a cake/baked a cake|repair the roof/repaired the roof|run a marathon/ran a marathon|miss the train/missed the train|
+    bake a cake/baked a cake|repair the roof/repaired the roof|run a marathon/ran a marathon|
+    miss the train/missed the train|
     break a window/broke a window|find a wallet/found a wallet|win a prize/won a prize|fail the exam/failed the exam|
     pass the driving test/passed the driving test|plant a tree/planted a tree|lose the keys/lost the keys|
     see a ghost film/saw a ghost film|start a diary/started a diary|give up smoking/gave up smoking|
-    turn down the offer/turned down the offer|sign the contract/signed the contract|swim across the lake/swam across the lake|
+    turn down the offer/turned down the offer|sign the contract/signed the contract|
+    swim across the lake/swam across the lake|
     rent a boat/rented a boat|go to bed early/went to bed early|throw out the old sofa/threw out the old sofa|
     return the shoes/returned the shoes|skip breakfast/skipped breakfast|meet a famous singer/met a famous singer|
-    hurt a finger/hurt a finger|catch a big fish/caught a big fish|build a shed/built a shed|sing in a choir/sang in a choir|
-    teach a class/taught a class|burn the rice/burned the rice|drop the phone/dropped the phone|cut the hedge/cut the hedge
-    """.replace("\n", " ").replace("| ", "|").strip().split("|"))
+    hurt a finger/hurt a finger|catch a big fish/caught a big fish|build a shed/built a shed|
+    sing in a choir/sang in a choir|
+    teach a class/taught a class|burn the rice/burned the rice|drop the phone/dropped the phone|
+    cut the hedge/cut the hedge
+    """.replace("\n", " ")
+    .replace("| ", "|")
+    .strip()
+    .split("|")
+)
 PAST = {" ".join(base.split()): " ".join(past.split()) for base, past in PAST.items()}
 SUBJECTS["deed"] = "|".join(PAST)
 ATTRIBUTES = {
-    "shoe size": [str(size) for size in range(34, 49)], "blood type": _words("A, B, AB, O, A positive, B negative, O negative"),
-    "star sign": _words("Aries, Taurus, Gemini, Cancer, Leo, Virgo, Libra, Scorpio, Sagittarius, Capricorn, Aquarius, Pisces"),
-    "middle name": WOMEN + MEN, "lucky number": [str(i) for i in range(2, 100)], "nationality": _words(
-        "Dutch, Polish, Greek, Turkish, Irish, Swedish, Danish, Finnish, Peruvian, Kenyan, Indian, Korean, Canadian, Swiss"),
-    "dream job": JOBS, "desk number": [str(i) for i in range(2, 300)], "weak spot": FOODS, "lucky charm": lists.GIFTS,
-    "school": [f"{name} School" for name in lists.SURNAMES], "hero": [f"{a} {b}" for a in WOMEN[::9] for b in lists.SURNAMES[::3]],
-    "native language": [skill for skill in lists.SKILLS if skill[0].isupper()], "best subject": lists.STUDIES,
-    "karaoke song": lists.TITLES, "guilty pleasure": FOODS, "home country": lists.COUNTRIES, "first name": WOMEN + MEN,
-    "Sunday routine": HOBBIES, "locker number": [str(i) for i in range(2, 900)], "new role": JOBS, "hotel": lists.INNS,
+    "shoe size": [str(size) for size in range(34, 49)],
+    "blood type": _words("A, B, AB, O, A positive, B negative, O negative"),
+    "star sign": _words(
+        "Aries, Taurus, Gemini, Cancer, Leo, Virgo, Libra, Scorpio, Sagittarius, Capricorn, Aquarius, Pisces"
+    ),
+    "middle name": WOMEN + MEN,
+    "lucky number": [str(i) for i in range(2, 100)],
+    "nationality": _words(
+        "Dutch, Polish, Greek, Turkish, Irish, Swedish, Danish, Finnish, Peruvian, Kenyan, Indian, Korean, "
+        "Canadian, Swiss"
+    ),
+    "dream job": JOBS,
+    "desk number": [str(i) for i in range(2, 300)],
+    "weak spot": FOODS,
+    "lucky charm": lists.GIFTS,
+    "school": [f"{name} School" for name in lists.SURNAMES],
+    "hero": [f"{a} {b}" for a in WOMEN[::9] for b in lists.SURNAMES[::3]],
+    "native language": [skill for skill in lists.SKILLS if skill[0].isupper()],
+    "best subject": lists.STUDIES,
+    "karaoke song": lists.TITLES,
+    "guilty pleasure": FOODS,
+    "home country": lists.COUNTRIES,
+    "first name": WOMEN + MEN,
+    "Sunday routine": HOBBIES,
+    "locker number": [str(i) for i in range(2, 900)],
+    "new role": JOBS,
+    "hotel": lists.INNS,
 }
 SUBJECTS = {name: dict.fromkeys(x.split("|"), "it") if isinstance(x, str) else x for name, x in SUBJECTS.items()}
 GENDER |= {one: pronoun for group in SUBJECTS.values() for one, pronoun in group.items()}
-FORMS = {"he": ("him", "his"), "she": ("her", "her"), "they": ("them", "their"), "it": ("it", "its"), "I": ("me", "my"),
-         "you": ("you", "your")}
+FORMS = {
+    "he": ("him", "his"),
+    "she": ("her", "her"),
+    "they": ("them", "their"),
+    "it": ("it", "its"),
+    "I": ("me", "my"),
+    "you": ("you", "your"),
+}
 ONCE = {"gift", "lent", "giveaway"}  # frames without a subject that may be there more than once in a chat
-GROUPS = [{"live", "move"}, {"appointment", "eventday", "eventtime", "eventplace"}, {"ailment", "ill"}, {"job", "twojobs"},
-          {"hobby", "howlong", "thirdlikes"}, {"giveaway", "bought"}, {"employer", "since"}, {"married", "wedding"},
-          {"rent", "salary", "owe"}, {"meet", "together"}, {"likefood", "prefer"}, {"secret", "myname"}]  # mixed up easily
+GROUPS = [
+    {"live", "move"},
+    {"appointment", "eventday", "eventtime", "eventplace"},
+    {"ailment", "ill"},
+    {"job", "twojobs"},
+    {"hobby", "howlong", "thirdlikes"},
+    {"giveaway", "bought"},
+    {"employer", "since"},
+    {"married", "wedding"},
+    {"rent", "salary", "owe"},
+    {"meet", "together"},
+    {"likefood", "prefer"},
+    {"secret", "myname"},
+]  # mixed up easily
 
-GREETINGS = _words("Hi!, Hello!, Hey!, Hi there!, Good morning!, Good evening!, Hello there., Hey there!, Hi again., Hey you!")
-OPENERS = """
+GREETINGS = _words(
+    "Hi!, Hello!, Hey!, Hi there!, Good morning!, Good evening!, Hello there., Hey there!, Hi again., Hey you!"
+)
+OPENERS = (
+    """
 By the way, {a}|Oh, and {a}|So {a}|Well, {a}|You know, {a}|Guess what: {a}|Guess what, {a}|Just so you know, {a}
-Did I tell you that {a}?|Did I mention that {a}?|I forgot to say that {a}|I should mention that {a}|I wanted to tell you that {a}
-For your information, {a}|Remember that {a}|Please remember: {a}|Keep in mind that {a}|Believe it or not, {a}|As it happens, {a}
-Fun fact: {a}|Also, {a}|Did you know that {a}?|It turns out that {a}|Good news: {a}|Today I can tell you that {a}|Anyway, {a}
-Oh, I almost forgot: {a}|One more thing: {a}|Hey, {a}|I think you should know that {a}|To be honest, {a}|Before I forget, {a}
-Let me tell you something: {a}|Note that {a}|Something else: {a}|What I wanted to say is that {a}|Listen, {a}|Speaking of which, {a}
-""".strip().replace("\n", "|").split("|")
-ASIDES = """
-, you know|, believe it or not|, by the way|, at last|, to be honest|, I think|, which is nice|, as you can imagine|, of course
+Did I tell you that {a}?|Did I mention that {a}?|I forgot to say that {a}|I should mention that {a}
+I wanted to tell you that {a}
+For your information, {a}|Remember that {a}|Please remember: {a}|Keep in mind that {a}|Believe it or not, {a}
+As it happens, {a}
+Fun fact: {a}|Also, {a}|Did you know that {a}?|It turns out that {a}|Good news: {a}|Today I can tell you that {a}
+Anyway, {a}
+Oh, I almost forgot: {a}|One more thing: {a}|Hey, {a}|I think you should know that {a}|To be honest, {a}
+Before I forget, {a}
+Let me tell you something: {a}|Note that {a}|Something else: {a}|What I wanted to say is that {a}|Listen, {a}
+Speaking of which, {a}
+""".strip()
+    .replace("\n", "|")
+    .split("|")
+)
+ASIDES = (
+    """
+, you know|, believe it or not|, by the way|, at last|, to be honest|, I think|, which is nice|, as you can imagine
+, of course
 , in case I haven't said so|, just so you know|, if you want to know|, strange as it sounds|, and that's that|, luckily
-""".strip().replace("\n", "|").split("|")
-CHATTER = """
+""".strip()
+    .replace("\n", "|")
+    .split("|")
+)
+CHATTER = (
+    """
 What a day!|I'm a bit tired today.|It's been a long week.|I'm so excited!|Life is full of surprises.|I'm in a good mood.
-Let me tell you a bit about myself.|I hope you're well.|I have news.|Nothing special otherwise.|It's quiet here right now.
-I'm having a coffee.|I've been thinking a lot lately.|There's a lot going on.|I'm on my way home.|I can't complain.|Time flies.
-That's how it is.|It makes me happy.|I still can't believe it.|It wasn't easy.|Isn't that funny?|That was a surprise.|Crazy, right?
-I'm looking forward to it.|We'll see how it goes.|More on that later.|I love telling people about it.|It took me a while.
-You'd like it.|I'm glad about it.|I had to laugh.|Everybody asks me about that.|It is what it is.|I hope that's all right.
-""".strip().replace("\n", "|").split("|")
-JOINS = ["{a} and {b}", "{a} and {b}", "{a}, and {b}", "{a}. {B}", "{a}. {B}", "{a}. {B}", "{a}. Also, {b}", "{a}. Oh, and {b}",
-         "{a}; {b}", "{a}. And {b}", "{a}, but {b}", "{a}, while {b}", "{a}. Besides, {b}", "{a}. By the way, {b}",
-         "{a}. Apart from that, {b}", "{a} - and {b}", "{a}, and on top of that {b}", "{a}. {B}", "{a}. Then, {b}"]
-CORRECTIONS = """
-Actually, {a}|Sorry, I got that wrong: {a}|Correction: {a}|I made a mistake earlier, {a}|Change of plans: {a}|Wait, no: {a}
-Things have changed: {a}|Update: {a}|Scratch what I said before, {a}|I have to correct myself: {a}|Oh, I mixed something up. {A}
-Forget what I told you, {a}|It's different now: {a}|Not {old} any more: {a}|It's not {old}, sorry; {a}|I said {old}, but {a}
+Let me tell you a bit about myself.|I hope you're well.|I have news.|Nothing special otherwise.
+It's quiet here right now.
+I'm having a coffee.|I've been thinking a lot lately.|There's a lot going on.|I'm on my way home.|I can't complain.
+Time flies.
+That's how it is.|It makes me happy.|I still can't believe it.|It wasn't easy.|Isn't that funny?|That was a surprise.
+Crazy, right?
+I'm looking forward to it.|We'll see how it goes.|More on that later.|I love telling people about it.
+It took me a while.
+You'd like it.|I'm glad about it.|I had to laugh.|Everybody asks me about that.|So it goes.
+I hope that's all right.
+""".strip()
+    .replace("\n", "|")
+    .split("|")
+)
+JOINS = [
+    "{a} and {b}",
+    "{a} and {b}",
+    "{a}, and {b}",
+    "{a}. {B}",
+    "{a}. {B}",
+    "{a}. {B}",
+    "{a}. Also, {b}",
+    "{a}. Oh, and {b}",
+    "{a}; {b}",
+    "{a}. And {b}",
+    "{a}, but {b}",
+    "{a}, while {b}",
+    "{a}. Besides, {b}",
+    "{a}. By the way, {b}",
+    "{a}. Apart from that, {b}",
+    "{a} - and {b}",
+    "{a}, and on top of that {b}",
+    "{a}. {B}",
+    "{a}. Then, {b}",
+]
+CORRECTIONS = (
+    """
+Actually, {a}|Sorry, I got that wrong: {a}|Correction: {a}|I made a mistake earlier, {a}|Change of plans: {a}
+Wait, no: {a}
+Things have changed: {a}|Update: {a}|Scratch what I said before, {a}|I have to correct myself: {a}
+Oh, I mixed something up. {A}
+Forget what I told you, {a}|It's different now: {a}|Not {old} any more: {a}|It's not {old}, sorry; {a}
+I said {old}, but {a}
 No longer {old}. Now {a}|Hmm, {old} was wrong, {a}
-""".strip().replace("\n", "|").split("|")
-CLAUSES = """
-Do you remember {a}?|Can you tell me {a}?|Do you know {a}?|Do you still know {a}?|I forgot {a}.|Remind me {a}.|Tell me {a}.
-Remind me {a}, please.|Could you remind me {a}?|I can't remember {a}.|Did I tell you {a}?|I'd like to know {a}.|Any idea {a}?
-Please tell me {a} again.|Can you recall {a}?|Have I mentioned {a}?|Let me test you: {a}?|Do you happen to know {a}?|I wonder {a}.
-Could you say {a}?|Help me, I don't remember {a}.|You surely remember {a}?|Could you tell me once more {a}?|Say {a}, please.
-""".strip().replace("\n", "|").split("|")
-NOUNS = """
-What is {a}?|What's {a}?|What was {a} again?|Tell me {a}.|Remind me of {a}.|{A}?|Do you remember {a}?|I need {a}.|Give me {a}, please.
-What did I say {a} was?|Can you give me {a}?|I forgot {a}.|And {a}?|{A}, please.|How about {a}?|Do you have {a}?|What was {a}?
-What was {a}, do you remember?|I'm looking for {a}.|Do you know {a}?|Could you repeat {a}?|Name {a}.|What about {a}?|What's {a} again?
-""".strip().replace("\n", "|").split("|")
-LEADS = """
-Hey, |By the way, |Sorry, |Quick question: |Okay, |Now, |Hmm, |Tell me, |So, |Wait, |Just checking: |One question: |Oh, |Well, 
-Let me see if you listened: |I'm curious: |Remind me: |Please tell me: |And |Now tell me: |Out of curiosity, |Let me ask you this: 
-""".strip("\n").replace("\n", "|").split("|")
-TAILS = [" again?", ", do you remember?", ", if you remember?", "? I forgot.", "? I can't remember.", ", please?", "? Do you know?",
-         " exactly?", ", again?", "? Help me out."]
-ABOUT = ["What did I tell you about {p}?", "What do you know about {p}?", "What did I say about {p}?", "Tell me about {p}.",
-         "What have I told you about {p}?", "Did I mention {p}?", "What was it about {p}?"]
-REPLIES = [""] * 24 + ["You said: ", "You told me: ", "Of course! ", "Sure. ", "Yes. ", "I remember: ",
-           "Let me think. ", "That's easy. "]
-ACKS = """
-Got it.|Nice!|Good to know.|Okay.|Thanks for telling me.|I see.|Great!|How nice!|Interesting.|That's good to hear.|Noted.|Wonderful.
-I'll remember that.|All right.|Oh, really?|Thanks, I'll keep that in mind.|That sounds good.|Lovely.|Understood.|How interesting!|Cool!
-Tell me more.|Sounds great.|Glad to hear it.|Thank you for sharing.|Okay, noted.|That's nice.|Sure, I'll remember.|Good for you!|Ah, I see.
-""".strip().replace("\n", "|").split("|")
+""".strip()
+    .replace("\n", "|")
+    .split("|")
+)
+CLAUSES = (
+    """
+Do you remember {a}?|Can you tell me {a}?|Do you know {a}?|Do you still know {a}?|I forgot {a}.|Remind me {a}.
+Tell me {a}.
+Remind me {a}, please.|Could you remind me {a}?|I can't remember {a}.|Did I tell you {a}?|I'd like to know {a}.
+Any idea {a}?
+Please tell me {a} again.|Can you recall {a}?|Have I mentioned {a}?|Let me test you: {a}?|Do you happen to know {a}?
+I wonder {a}.
+Could you say {a}?|Help me, I don't remember {a}.|You surely remember {a}?|Could you tell me once more {a}?
+Say {a}, please.
+""".strip()
+    .replace("\n", "|")
+    .split("|")
+)
+NOUNS = (
+    """
+What is {a}?|What's {a}?|What was {a} again?|Tell me {a}.|Remind me of {a}.|{A}?|Do you remember {a}?|I need {a}.
+Give me {a}, please.
+What did I say {a} was?|Can you give me {a}?|I forgot {a}.|And {a}?|{A}, please.|How about {a}?|Do you have {a}?
+What was {a}?
+What was {a}, do you remember?|I'm looking for {a}.|Do you know {a}?|Could you repeat {a}?|Name {a}.|What about {a}?
+What's {a} again?
+""".strip()
+    .replace("\n", "|")
+    .split("|")
+)
+LEADS = (
+    """
+Hey, |By the way, |Sorry, |Quick question: |Okay, |Now, |Hmm, |Tell me, |So, |Wait, |Just checking: |One question: 
+Oh, |Well, 
+Let me see if you listened: |I'm curious: |Remind me: |Please tell me: |And |Now tell me: |Out of curiosity, 
+Let me ask you this: 
+""".strip("\n")
+    .replace("\n", "|")
+    .split("|")
+)
+TAILS = [
+    " again?",
+    ", do you remember?",
+    ", if you remember?",
+    "? I forgot.",
+    "? I can't remember.",
+    ", please?",
+    "? Do you know?",
+    " exactly?",
+    ", again?",
+    "? Help me out.",
+]
+ABOUT = [
+    "What did I tell you about {p}?",
+    "What do you know about {p}?",
+    "What did I say about {p}?",
+    "Tell me about {p}.",
+    "What have I told you about {p}?",
+    "Did I mention {p}?",
+    "What was it about {p}?",
+]
+REPLIES = [""] * 24 + [
+    "You said: ",
+    "You told me: ",
+    "Of course! ",
+    "Sure. ",
+    "Yes. ",
+    "I remember: ",
+    "Let me think. ",
+    "That's easy. ",
+]
+ACKS = (
+    """
+Got it.|Nice!|Good to know.|Okay.|Thanks for telling me.|I see.|Great!|How nice!|Interesting.|That's good to hear.
+Noted.|Wonderful.
+I'll remember that.|All right.|Oh, really?|Thanks, I'll keep that in mind.|That sounds good.|Lovely.|Understood.
+How interesting!|Cool!
+Tell me more.|Sounds great.|Glad to hear it.|Thank you for sharing.|Okay, noted.|That's nice.|Sure, I'll remember.
+Good for you!|Ah, I see.
+""".strip()
+    .replace("\n", "|")
+    .split("|")
+)
 SORRY = ["I'm sorry to hear that.", "Oh no!", "That's a pity.", "Sorry about that.", "Oh dear.", "Take care."]
-CHANGED = ["Okay, I've changed that.", "Got it, thanks for the correction.", "All right, noted.", "No problem, I'll remember.",
-           "Thanks for the update.", "Understood.", "Ah, okay.", "Good to know, thanks.", "I see, that's changed then.", "Noted."]
-FALLBACK = [("How are you today?", "I'm fine, thank you. How can I help you?"), ("It's raining again.", "That sounds cosy."),
-            ("Tell me a joke.", "Why did the scarecrow win a prize? He was outstanding in his field."),
-            ("I'm bored.", "We could talk about a book or a film that you like."), ("Thanks!", "You're welcome.")]
+CHANGED = [
+    "Okay, I've changed that.",
+    "Got it, thanks for the correction.",
+    "All right, noted.",
+    "No problem, I'll remember.",
+    "Thanks for the update.",
+    "Understood.",
+    "Ah, okay.",
+    "Good to know, thanks.",
+    "I see, that's changed then.",
+    "Noted.",
+]
+FALLBACK = [
+    ("How are you today?", "I'm fine, thank you. How can I help you?"),
+    ("It's raining again.", "That sounds cosy."),
+    ("Tell me a joke.", "Why did the scarecrow win a prize? He was outstanding in his field."),
+    ("I'm bored.", "We could talk about a book or a film that you like."),
+    ("Thanks!", "You're welcome."),
+]
 
 # ---------------------------------------------------------------------------------------------------------- engine
 
@@ -2299,17 +2724,47 @@ class Frame:
 
 FRAME = {frame.name: frame for frame in map(Frame, FRAMES.strip().split("\n\n"))}
 GROUP = {name: group for group in GROUPS for name in group}
-WEIGHTS = {"myname": 5, "kinname": 4, "live": 3, "job": 3, "pet": 4, "gift": 4, "spot": 3, "favourite": 3, "appointment": 3,
-           "thingcolour": 3, "petcolour": 2, "move": 3, "code": 2, "age": 2, "allergy": 2, "meet": 2, "trip": 2, "bought": 2}
-VOICE = {"I": "you", "me": "you", "my": "your", "mine": "yours", "our": "your", "we": "you", "us": "you", "am": "are",
-         "I'm": "you're", "myself": "yourself", "My": "Your", "Our": "Your"}
+WEIGHTS = {
+    "myname": 5,
+    "kinname": 4,
+    "live": 3,
+    "job": 3,
+    "pet": 4,
+    "gift": 4,
+    "spot": 3,
+    "favourite": 3,
+    "appointment": 3,
+    "thingcolour": 3,
+    "petcolour": 2,
+    "move": 3,
+    "code": 2,
+    "age": 2,
+    "allergy": 2,
+    "meet": 2,
+    "trip": 2,
+    "bought": 2,
+}
+VOICE = {
+    "I": "you",
+    "me": "you",
+    "my": "your",
+    "mine": "yours",
+    "our": "your",
+    "we": "you",
+    "us": "you",
+    "am": "are",
+    "I'm": "you're",
+    "myself": "yourself",
+    "My": "Your",
+    "Our": "Your",
+}
 OBJECT_AFTER = set("with for to about suits scares of makes gave congratulate reach at from than call hired".split())
 HELD = {"name", "friend", "city", "job", "food", "petname", "surname", "fullname"}
 
 
 def to_bot(text: str) -> str:
     """The user's words as the assistant repeats them: "my aunt" is "your aunt"."""
-    return re.sub(r"[A-Za-z']+", lambda word: VOICE.get(word[0], word[0]), text)
+    return re.sub(r"(?<![\d] )\b[A-Za-z']+", lambda word: VOICE.get(word[0], word[0]), text)
 
 
 class Fact:
@@ -2320,7 +2775,8 @@ class Fact:
         self.superseded = False
 
     def render(self, template: str, rng: random.Random, bot: bool = False, pronoun: str = "") -> str:
-        """A template with this fact's values. bot: the assistant says it. pronoun: he or she, in place of the subject."""
+        """A template with this fact's values. bot: the assistant says it. pronoun: he or she, "
+        "in place of the subject."""
         template = re.sub(r"\[([^\[\]]*)\]", lambda found: rng.choice(found[1].split("/")), template)
         out, end = "", 0
         for found in re.finditer(r"\{([^{}]+)\}", template):
@@ -2332,6 +2788,11 @@ class Fact:
             end = found.end()
         out += template[end:]
         out = re.sub(r"\b(on|every|On) (tomorrow|next )", r"\2", out)
+        owned = self.values.get({"spot": "p", "lent": "v", "lost": "v"}.get(self.frame.name, ""), "")
+        if owned.endswith("s") and owned != "compass":  # the keys are there
+            for one, many in (("is", "are"), ("It's", "They're"), ("it", "them"), ("goes", "go")):
+                out = re.sub(rf"\b{one}\b", many, out)
+            out = out.replace("Who are", "Who is")
         out = out.replace("for for ", "for ").replace("at in ", "in ").replace("at by ", "by ")
         return re.sub(r"  +", " ", out).strip()
 
@@ -2381,7 +2842,7 @@ def sentence(text: str) -> str:
 
 
 class Chat:
-    """Makes one chat: what is told, what is asked, and what is said in between."""
+    """Makes one chat: facts, questions, and small talk in between."""
 
     def __init__(self, split: str, rng: random.Random):
         self.split, self.rng, self.facts, self.used, self.cast, self.messages = split, rng, [], set(), [], []
@@ -2403,6 +2864,9 @@ class Chat:
             make = lambda rng: rng.choice(list(SUBJECTS[kind]))
         else:
             make = TYPES[kind]
+        gender = GENDER.get(values.get("p", "")) if kind == "name" else None
+        if gender in ("he", "she") and rng.random() < 0.9:
+            make = lambda rng: rng.choice(WOMEN if gender == "she" else MEN)
         for attempt in range(12):
             value = make(rng)
             held = zlib.crc32(value.encode()) % HELD_OUT if kind in HELD else 9
@@ -2428,8 +2892,12 @@ class Chat:
             same = [fact for fact in self.facts if fact.frame.name in group]
             if not frame.subject and frame.name not in ONCE and same:
                 continue
-            if frame.subject and any(fact.values.get("p") == values["p"] and fact.values.get("x") == values.get("x")
-                                     or not fact.frame.subject for fact in same):
+            if frame.subject and any(
+                fact.values.get("p") == values["p"]
+                and fact.values.get("x") == values.get("x")
+                or not fact.frame.subject
+                for fact in same
+            ):
                 continue
             if frame.subject and "x" not in frame.slots and any(fact.values.get("p") == values["p"] for fact in same):
                 continue
@@ -2445,8 +2913,14 @@ class Chat:
     def named(self, fact: Fact) -> Fact:
         """The same about "Anna" in place of "my sister", where the user has told that name."""
         p = fact.values.get("p")
-        name = next((one.values["v"] for one in self.facts if one.frame.name == "kinname" and one.values["p"] == p
-                     and not one.superseded and one is not fact), None)
+        name = next(
+            (
+                one.values["v"]
+                for one in self.facts
+                if one.frame.name == "kinname" and one.values["p"] == p and not one.superseded and one is not fact
+            ),
+            None,
+        )
         if name is None or fact.frame.name in ("kinname", "nickname", "attribute"):
             return fact
         GENDER.setdefault(name, GENDER.get(p, "they"))
@@ -2456,8 +2930,10 @@ class Chat:
         """One more fact about the subject of this one."""
         for _ in range(4):
             frame = self.rng.choice([one for one in FRAME.values() if one.slots.get("p") == "meperson"])
-            if any(one.frame.name in GROUP.get(frame.name, {frame.name}) and one.values.get("p") == fact.values["p"]
-                   for one in [*self.facts, fact]):
+            if any(
+                one.frame.name in GROUP.get(frame.name, {frame.name}) and one.values.get("p") == fact.values["p"]
+                for one in [*self.facts, fact]
+            ):
                 continue
             values = {"p": fact.values["p"]}
             for slot, kind in frame.slots.items():
@@ -2488,9 +2964,9 @@ class Chat:
         p = facts[-1].values.get("p", "")
         pronoun = "I" if p == "I" else GENDER.get(p)
         if p in self.cast and pronoun in ("he", "she", "I") and len(facts) < 3 and rng.random() < 0.5:
-            if more := self.same_subject(facts[-1]):  # told with a pronoun
-                templates = [tell for tell in more.frame.tells if not tell.startswith("{p},")]
-                template = rng.choice(templates)
+            more = self.same_subject(facts[-1])  # told with a pronoun
+            if more:
+                template = rng.choice([tell for tell in more.frame.tells if not tell.startswith("{p},")])
                 clauses.append(more.render(template, rng, pronoun="" if pronoun == "I" else pronoun))
                 facts.append(more)
         text = clauses[0]
@@ -2522,8 +2998,19 @@ class Chat:
         elif roll < 0.6:
             slot = rng.choice([slot for slot in fact.frame.answers if slot != "p"])
             parts += [rng.choice(["Got it.", "Okay.", "Noted.", "So", "Ah,", "I see.", "Nice."])]
-            echo = fact.render(max(rng.sample(fact.frame.answers[slot], min(2, len(fact.frame.answers[slot]))), key=len), rng, True)
-            if parts[0] in ("So", "Ah,") and echo.split()[0] in ("Your", "You", "The", "It's", "They", "On", "At", "In"):
+            echo = fact.render(
+                max(rng.sample(fact.frame.answers[slot], min(2, len(fact.frame.answers[slot]))), key=len), rng, True
+            )
+            if parts[0] in ("So", "Ah,") and echo.split()[0] in (
+                "Your",
+                "You",
+                "The",
+                "It's",
+                "They",
+                "On",
+                "At",
+                "In",
+            ):
                 echo = echo[0].lower() + echo[1:]
             parts.append(echo if parts[0] in ("So", "Ah,") else sentence(echo))
         elif fact.frame.name in BAD_NEWS:
@@ -2568,8 +3055,13 @@ class Chat:
             self.tell()
 
     def askable(self) -> list[tuple[Fact, str]]:
-        return [(fact, slot) for fact in self.facts if not fact.superseded for slot in fact.frame.answers
-                if not (slot == "p" and fact.values["p"] == "I")]
+        return [
+            (fact, slot)
+            for fact in self.facts
+            if not fact.superseded
+            for slot in fact.frame.answers
+            if not (slot == "p" and fact.values["p"] == "I")
+        ]
 
     def question(self, fact: Fact | None = None, slot: str = "") -> tuple | None:
         """(question, reply, the value in it, fact, slot); None if nothing has been told."""
@@ -2586,8 +3078,16 @@ class Chat:
             text = rng.choice(ABOUT).format(p=p)
             reply = fact.render(max(frame.answers[slot], key=len), rng, bot=True)
         else:
-            if last and last[0] is not fact and last[0].frame is frame and last[1] == slot and p and slot != "p" and (
-                    "x" not in frame.slots or frame.name == "pet") and rng.random() < 0.6:
+            if (
+                last
+                and last[0] is not fact
+                and last[0].frame is frame
+                and last[1] == slot
+                and p
+                and slot != "p"
+                and ("x" not in frame.slots or frame.name == "pet")
+                and rng.random() < 0.6
+            ):
                 object = "me" if p == "I" else p
                 text = rng.choice(["And {p}?", "What about {p}?", "How about {p}?", "And what about {p}?", "{P}?"])
                 text = text.format(p=object, P=object[0].upper() + object[1:])
@@ -2619,7 +3119,11 @@ class Chat:
                 text = text[:-1] + rng.choice(TAILS)
             if rng.random() < 0.2:
                 lead = rng.choice(LEADS)
-                first = text if text[:2] in ("I ", "I'") or text.split()[0].strip("'s") in self.used else text[0].lower() + text[1:]
+                first = (
+                    text
+                    if text[:2] in ("I ", "I'") or text.split()[0].strip("'s") in self.used
+                    else text[0].lower() + text[1:]
+                )
                 text = lead + first
             return text if rng.random() < 0.95 else text.rstrip("?").lower() + rng.choice(["", "?"])
         table, wrappers = (frame.clauses, CLAUSES) if way == "clause" else (frame.nouns, NOUNS)

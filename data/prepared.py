@@ -15,7 +15,6 @@ every twentieth record of the paper's training data, kept out of training. A dat
 Both original files and prepared folders are untrusted: data/__init__.py has the limits.
 """
 
-import argparse
 import importlib
 import json
 import mmap
@@ -108,11 +107,10 @@ class Preparation:
 
 def main(prepare: Callable[[Path, Preparation], None], about: str, name: str) -> None:
     """What `python -m data.NAME PATH` does: check the files at PATH, prepare them, and print the counts."""
-    from minccm.io.options import run
-
+    from minccm.io.options import OneLineParser, run
     from minccm.io.tokenizer import Tokenizer
 
-    parser = argparse.ArgumentParser(description=about.split("\n")[0])
+    parser = OneLineParser(description=about.split("\n")[0])
     parser.add_argument("path", type=Path, help="folder or file of the original data")
     parser.add_argument("--tokenizer", type=Path, help="counts tokens for the paper's limits: a model's folder or "
                         "tokenizer file; without it, four bytes of text count as a token")  # fmt: skip

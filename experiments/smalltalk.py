@@ -2,7 +2,7 @@
 
     python -m experiments.smalltalk --model smollm2 --out data/smollm2/small_talk.jsonl.gz
 
-Each line of the user is said to a fresh conversation with the base model, without an adapter. The reply is cut after
+The base model, without an adapter, replies to each line of the user in a fresh conversation. The reply is cut after
 its last complete sentence. data/everyday.py puts these exchanges between facts and questions.
 """
 
@@ -129,8 +129,8 @@ def lines() -> dict[str, float]:
     return dict.fromkeys(facts, 0.0) | dict.fromkeys(talk, 0.7)
 
 
-def cut(reply: str, characters: int = 240) -> str:
-    """A reply that is not longer than `characters`, cut after a sentence (a poem: after a line); "" if it has no end."""
+def cut(reply: str, characters: int = 200) -> str:
+    """A reply of at most `characters`, cut after a sentence (a poem: after a line); "" if it has no end."""
     reply = reply.strip()
     if len(reply) <= characters and ENDS.search(reply[-2:]):
         return reply
@@ -147,7 +147,7 @@ def arguments():
     parser.add_argument("--out", type=Path, default=Path("small_talk.jsonl.gz"), help="where to write the exchanges")
     parser.add_argument("--samples", type=whole(1, 100), default=1, help="replies to each line")
     parser.add_argument("--batch", type=whole(1, 4096), default=64, help="conversations at once")
-    parser.add_argument("--max-tokens", type=whole(1, 1024), default=56, help="of a reply")
+    parser.add_argument("--max-tokens", type=whole(1, 1024), default=48, help="of a reply")
     parser.add_argument("--top-p", type=real(0, 1, above=True), default=0.9, help="tokens drawn from, by probability")
     parser.add_argument("--count", type=whole(1, 10**6), default=None, help="lines, at most")
     return parser.parse_args()
@@ -178,7 +178,7 @@ def main() -> None:
             outputs = talks.generate(texts, None, temperature, options.top_p, generator, stop_ids)
             for (_, line, _), output in zip(part, outputs):
                 reply = cut(tokenizer.decode(output))
-                if 2 <= len(reply):
+                if len(reply) >= 2:
                     exchanges[line, reply] = None
     rows = [json.dumps({"user": line, "bot": reply}, ensure_ascii=False) for line, reply in exchanges]
     text = "".join(row + END for row in rows).encode()

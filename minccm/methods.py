@@ -44,7 +44,7 @@ class TokenInfo:
     @staticmethod
     def cat(parts: list["TokenInfo"]) -> "TokenInfo":
         """The parts one after another along the last dimension."""
-        return TokenInfo(*(torch.cat([getattr(part, f.name) for part in parts], -1) for f in fields(TokenInfo)))
+        return TokenInfo(*(torch.cat([getattr(part, f.name) for part in parts], -1) for f in fields(parts[0])))
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "TokenInfo":
         """The function applied to each field."""
@@ -190,4 +190,6 @@ def merge_weights(method: Method, steps: int) -> Tensor:
             newest[t - method.delay] = 1.0
             row = (1 - rate) * row.to(rate.device) + rate * newest
         rows.append(row)
-    return torch.stack(torch.broadcast_tensors(*rows)) if rows else torch.zeros(0, 0, 1, dtype=torch.float64)
+    if not rows:
+        return torch.zeros(0, 0, 1, dtype=torch.float64)
+    return torch.stack(torch.broadcast_tensors(*(row.to(rows[-1].device) for row in rows)))  # learned rates: on a GPU

@@ -42,8 +42,9 @@ def encode_sample(tokenizer, sample: dict, reads_context: bool = True, max_quest
     for input, target in [(sample["input"], sample["target"]), *sample.get("questions", [])][:max_questions]:
         begin = joint if contexts else [tokenizer.bos_id]
         input = begin + tokenizer.encode(input) + (joint if "separator" in sample else [])
-        questions.append((input, tokenizer.encode(target) + [tokenizer.eos_id]))
-    options = [tokenizer.encode(option) for option in sample.get("options", [])]  # a demonstration ends in its label
+        target = tokenizer.encode(target) if "separator" in sample else tokenizer.spaced(target)
+        questions.append((input, target + [tokenizer.eos_id]))
+    options = [tokenizer.spaced(option) for option in sample.get("options", [])]  # a demonstration ends in its label
     answer_lengths = [max((len(x) for x in options if ids[-len(x) :] == x), default=0) for ids in contexts]
     for i in sample.get("answers", []) if contexts else []:  # a whole context that answers an earlier one
         answer_lengths[i] = len(contexts[i]) - max(1, len(joint))

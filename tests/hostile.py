@@ -212,7 +212,17 @@ def _mutate_once(random: random.Random, value: object) -> object:
         else:
             value.append(hostile_value(random))
     elif action == "near" and isinstance(inner, (int, float)):
-        value[key] = random.choice([inner + 1, inner - 1, -inner, inner * 2, bool(inner), str(inner), float(inner)])
+        value[key] = random.choice(
+            [
+                inner + 1,
+                inner - 1,
+                -inner,
+                inner * 2,
+                bool(inner),
+                str(inner),
+                inner + 0.5 if abs(inner) < 2**53 else inner,
+            ]
+        )
     else:
         value[key] = hostile_value(random)
     return value

@@ -28,7 +28,7 @@ def test_a_limit_of_contexts():
     assert [length_limit(1, step, 100, 0.5, max_contexts=6) for step in (0, 48, 99)] == [2, 6, 6]
     assert length_limit(7, 99, 100, 0.5, max_contexts=3) == 3
     assert [length_limit(7, step, 100, share=0, max_contexts=6) for step in (0, 99)] == [6, 6]
-    assert length_limit(1, 99, 100, share=1.8) == 3  # cut off before its end
+    assert length_limit(1, 99, 100, share=2) == 8  # cut off before its end: 30 / 2^2
 
 
 def test_turns():

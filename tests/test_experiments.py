@@ -50,7 +50,7 @@ def measured(call, tmp_path):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_help(name, call, capsys):
-    """python -m experiments.NAME --help says what it measures, and explains its options."""
+    """python -m experiments.NAME --help begins with one line about it, and explains its options."""
     with pytest.raises(SystemExit) as stop:
         call(name, "--help")
     out = capsys.readouterr().out

@@ -3,57 +3,60 @@
 import pytest
 
 import data
-from conversation import open_conversation
-from eval import BASELINES, Run, evaluate_distances, measure
-from measure.talks import answers, script
-from minccm.checkpoint import load_adapter, load_model
-from minccm.tokenizer import Tokenizer
+from data.encode import encoder
+from experiments.talks import answers, script
+from minccm.extra.conversation import open_conversation
+from minccm.extra.evaluate import BASELINES, Evaluator, Run
+from minccm.io.adapters import load_adapter
+from minccm.io.options import TINY, open_base
+from minccm.io.templates import choose_template
 
 COUNT = 60
 
 
 @pytest.fixture(scope="module")
-def shipped(tiny):
-    return load_model(tiny), Tokenizer(tiny)
+def shipped() -> Evaluator:
+    model, tokenizer = open_base(TINY)
+    return Evaluator(model, tokenizer, encoder(tokenizer, choose_template(TINY)))
 
 
-def of(shipped, tiny, method, name, time_step):
-    model, tokenizer = shipped
+def run_of(shipped: Evaluator, method: str) -> Run:
     runs = {run.label: run for run in BASELINES}
-    run = runs[method] if method in runs else Run(*load_adapter(model, tiny / method))
-    return measure(model, tokenizer, run, data.at_step(name, "test", time_step, COUNT), budget=4096)
+    return runs.get(method) or Run(*load_adapter(shipped.model, TINY / method))
+
+
+def measured(shipped: Evaluator, method: str, name: str, time_step: int) -> dict:
+    return shipped.measure(run_of(shipped, method), data.at_step(name, "test", time_step, COUNT))
 
 
 @pytest.mark.parametrize(
     "method, low, high", [("none", 0, 0.15), ("full", 0.95, 1), ("ccm-concat", 0.9, 1), ("ccm-merge", 0.8, 1)]
 )
-def test_recall(shipped, tiny, method, low, high):
+def test_recall(shipped, method, low, high):
     """After 8 turns: exact recall of a fact with full context and with either memory, hardly any without."""
-    assert low <= of(shipped, tiny, method, "dialog", 8)["recall"] <= high
+    assert low <= measured(shipped, method, "dialog", 8)["recall"] <= high
 
 
 @pytest.mark.parametrize("method, low", [("ccm-concat", 0.88), ("ccm-merge", 0.8)])
-def test_recall_by_distance(shipped, tiny, method, low):
+def test_recall_by_distance(shipped, method, low):
     """A fact told eight turns ago, in conversations of 8 to 20 turns, is recalled from either memory."""
-    model, tokenizer = shipped
-    run = Run(*load_adapter(model, tiny / method))
-    assert evaluate_distances(model, tokenizer, run, [8], COUNT, 0, 4096)[0]["recall"] >= low
+    assert shipped.by_distance(run_of(shipped, method), [8], COUNT)[0]["recall"] >= low
 
 
 @pytest.mark.parametrize("method, low", [("ccm-concat", 0.9), ("ccm-merge", 0.8)])
-def test_compressed_memory_helps(shipped, tiny, method, low):
+def test_compressed_memory_helps(shipped, method, low):
     """After 2 turns a fact is recalled; after 12, memory is a fifth of full context's and replies surprise less."""
-    assert of(shipped, tiny, method, "dialog", 2)["recall"] > low
-    compressed, none, full = (of(shipped, tiny, name, "dialog", 12) for name in (method, "none", "full"))
+    assert measured(shipped, method, "dialog", 2)["recall"] > low
+    compressed, none, full = (measured(shipped, name, "dialog", 12) for name in (method, "none", "full"))
     assert compressed["perplexity"] < 0.8 * none["perplexity"]
     assert 5 * compressed["kv_pairs"] < full["kv_pairs"]
 
 
 @pytest.mark.parametrize("name, low", [("persona", 0.9), ("icl", 0.85)])
-def test_gap_closed(shipped, tiny, name, low):
+def test_gap_closed(shipped, name, low):
     """After 16 lines of a profile, or 16 demonstrations, either memory closes the gap from no to full context."""
     runs = "none", "full", "ccm-concat", "ccm-merge"
-    none, full, concat, merge = (of(shipped, tiny, run, name, 16)["accuracy"] for run in runs)
+    none, full, concat, merge = (measured(shipped, run, name, 16)["accuracy"] for run in runs)
     assert full > 0.9 and none < 0.5 and (concat - none) / (full - none) > low
     assert (merge - none) / (full - none) > low
 

@@ -101,7 +101,7 @@ def test_as_their_makers_write_them(tiny):
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_reply_continues_the_input(name):
-    """Without its reply an exchange is the begin of the whole one, so a reply is generated as it is read."""
+    """Without its reply an exchange is the begin of the whole one: generated and read replies are the same."""
     template, tokenizer = TEMPLATES[name], Letters()
     for first in (True, False):
         *contexts, input = template.encode_exchange(tokenizer, "word " * 300, first=first)

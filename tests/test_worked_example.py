@@ -94,6 +94,8 @@ class WordTokenizer:
     def encode(self, text: str) -> list[int]:
         return [WORDS.index(word) for word in text.split()]
 
+    spaced = encode
+
 
 def build(name: str):
     contexts, questions, _ = encode_sample(WordTokenizer(), SAMPLE)

@@ -19,7 +19,11 @@ from minccm.parallel import ParallelKV, merge_matrix
 from minccm.sequence import Sequence
 
 LONGEST = 30  # contexts of a sample near the end of the length curriculum, if training sets no limit of its own
-SHORT_EVERY, SHORT = 7, 4  # one sample in 7 keeps at most 4 contexts to the end: without them, short ones are forgotten
+LONG, SHORT_EVERY, SHORT = (
+    12,
+    7,
+    4,
+)  # among longer samples than LONG, one in 7 has at most 4 contexts: or they are forgotten
 MERGE_SHARE = 0.7  # the merge curriculum takes this share of the steps
 
 
@@ -31,10 +35,9 @@ def length_limit(index: int, step: int, steps: int, share: float, max_contexts: 
     if not share:
         return max_contexts
     done = (step + 1) / max(1, share * steps)  # 1 at the end of the curriculum
-    limit = max_contexts if done >= 1 else min(max_contexts or LONGEST, 2 + int(28 * done**5))
-    if index % SHORT_EVERY:
-        return limit
-    return SHORT if limit is None else min(limit, SHORT)
+    limit = max_contexts if done >= 1 else max(2, round((max_contexts or LONGEST) * done**2))
+    is_long = limit is None or limit > LONG
+    return SHORT if is_long and index % SHORT_EVERY == 0 else limit
 
 
 def check_merge_curriculum(method: Method, n: int, places: int) -> None:

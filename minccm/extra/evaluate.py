@@ -1,9 +1,9 @@
 """The table by time step (paper: tables 23 to 25): perplexity, recall or accuracy, with the KV memory that it takes.
 
-Perplexity is over the output's tokens without EOS. Recall is the share of answers of which every token is the most
-likely one, given the true output before it. Accuracy takes the option of the highest log-likelihood: by the sum over
-its tokens and EOS, and by the mean (as the paper does on MetaICL); for real data without EOS, as in the paper, and
-where there are several tasks, each task weighs the same.
+Perplexity is over the output's tokens without EOS. An answer is recalled if each of its tokens is the most likely one,
+given the true output before it. Accuracy takes the option of the highest log-likelihood: by the sum over its tokens and
+EOS, and by the mean (as the paper does on MetaICL); for real data without EOS, as in the paper, and where there are
+several tasks, each task weighs the same.
 """
 
 import math
@@ -24,6 +24,7 @@ from data.encode import Encoder, check_length
 from minccm.io.adapters import adapter_fingerprint
 from minccm.io.files import make_folder, write_json, write_whole
 from minccm.io.tokenizer import Tokenizer
+from minccm.io.untrusted import MAX_ERROR, printable
 from minccm.methods import Method, TokenInfo, attention_mask, get_method
 from minccm.model import Transformer
 from minccm.parallel import forward_parallel
@@ -261,28 +262,29 @@ def step1_name(adapter: str | Path) -> str | None:
     return f"step 1 {adapter_fingerprint(folder)[:6]}" if folder.is_dir() else None
 
 
-def report(
-    evaluator: Evaluator, run: Run, names: str, count: int, seed: int, base: str | None = None, quiet: bool = False
-) -> list[dict]:
-    """The rows of no context, full context and `run` on each dataset of `names`, with their gaps closed.
+def report(evaluator: Evaluator, run: Run, options, out: Path, quiet: bool = False) -> None:
+    """Prints the table of no context, full context and `run`, and a sentence about it; draws it to out/table.png.
 
-    base: a name for the base model, if it is not plain; see step1_name.
+    options: data, eval_samples, seed and json, as train.py has them. quiet: only compute, which all processes must do
+    where they hold one model together. Where the data does not fit (too few contexts, or samples that are too long), it
+    prints why, as the adapter is written already.
     """
-    rows = []
-    for each in tqdm([*BASELINES, run], "evaluating", leave=False, disable=quiet):
-        rows += evaluator.by_dataset(each, names, count, seed, base=base)
+    rows, base = [], step1_name(out)
+    try:
+        for each in tqdm([*BASELINES, run], "evaluating", leave=False, disable=quiet):
+            rows += evaluator.by_dataset(each, options.data, options.eval_samples, options.seed, base=base)
+    except ValueError as problem:
+        quiet or print(f"no table: {printable(str(problem), MAX_ERROR)}")
+        return
+    if quiet:
+        return
     close_gaps(rows)
-    return rows
-
-
-def show_report(rows: list[dict], path: Path, json_path: Path | None = None) -> None:
-    """Prints the table and what it means, draws it to `path`, and writes it as JSON."""
     show(rows)
     print(meaning(rows))
-    picture(rows, path)
-    print(f"picture: {path}")
-    if json_path:
-        write_json(json_path, rows)
+    picture(rows, out / "table.png")
+    print(f"picture: {out / 'table.png'}")
+    if options.json:
+        write_json(options.json, rows)
 
 
 def meaning(rows: list[dict]) -> str:

@@ -1,4 +1,4 @@
-"""What training needs beside the core: the step in plain form, the adapter to train, and a look at its recall.
+"""Parts of train.py: the step in plain form, the adapter to train and to write, and a look at its recall.
 
 minccm/fast/step.py has the fast form of the step, with the same methods and the same numbers.
 """
@@ -15,9 +15,9 @@ import data
 from minccm.extra.curriculum import MixtureKV, check_merge_curriculum
 from minccm.extra.distill import distillation_loss, teacher_logits
 from minccm.extra.evaluate import Evaluator, Run
-from minccm.io.adapters import keep_step1, load_adapter, save_adapter
+from minccm.io.adapters import is_from_file, keep_step1, load_adapter, save_adapter
 from minccm.io.checkpoint import STATE
-from minccm.io.options import method_of
+from minccm.io.options import TINY, method_of, next_command
 from minccm.io.untrusted import printable
 from minccm.methods import Method
 from minccm.model import Transformer
@@ -113,7 +113,7 @@ def prepare_adapter(model: Transformer, method: Method, options, out: Path) -> i
     """Gives the model the adapter to train: a new one, or the one of options.adapter. Returns n.
 
     options: init, adapter, n, r, alpha, dropout, merge_curriculum, as train.py has them. out: where the adapter will be
-    written. Raises ValueError for what does not fit together.
+    written. Raises ValueError for options that do not fit together.
     """
     if options.init and Path(options.init).resolve() == out.resolve():
         raise ValueError(f"--init {printable(options.init)} would be overwritten: choose another folder with --out")
@@ -153,3 +153,12 @@ def write_adapter(out: Path, model: Transformer, method: Method, options, step: 
         keep_step1(options.init, options.adapter, out)
     about = {"base_name": Path(options.model).name, "data": options.data, "steps": step, "seed": options.seed}
     save_adapter(out, model, method, options.n, **about)
+
+
+def next_step(options, method: Method, out: Path) -> str:
+    """The command to type after a training: train.py on top of a step-1 adapter, or chat.py with the adapter in out."""
+    common = {"model": None if options.model == str(TINY) else options.model, "template": options.template}
+    if method.name == "full":
+        return next_command("train.py", **common, data=options.data, init=out)
+    from_file = options.method if is_from_file(method) else None
+    return next_command("chat.py", **common, method=from_file, adapter=out)

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 from torch.utils.checkpoint import checkpoint
 
+from minccm.fast import cpu_attention
 from minccm.fast.block_mask import Blocks, attended_blocks, batch_keys, block_mask
 from minccm.fast.fused import ALL_TOKENS, feed_forward, joined, project
 from minccm.fast.inference import embed
@@ -23,7 +24,7 @@ from minccm.fast.packing import PackedBatch, packed_attention_mask
 from minccm.fast.rows import SelectRows
 from minccm.fast.sparse_merge import SparseMerge, cached_weights, weights_on
 from minccm.methods import METHODS, Method
-from minccm.model import Block, Transformer, attend, rotary_frequencies, rotary_table, rotate
+from minccm.model import Block, Transformer, rotary_frequencies, rotary_table, rotate
 
 Pair = tuple[Tensor, Tensor]  # keys and values
 
@@ -48,7 +49,8 @@ class PackedKV:
         if flex and not _is_causal(method, batch):
             self.block_mask = block_mask(batch.info, keys, blocks or attended_blocks(method, batch.info, keys))
         elif not _is_causal(method, batch):
-            self.mask = packed_attention_mask(method, batch.info, keys)[:, None]  # bool (B, 1, N, K)
+            mask = packed_attention_mask(method, batch.info, keys)[:, None]  # bool (B, 1, N, K)
+            self.mask = cpu_attention.additive(mask, dtype)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, prefix: Pair | None) -> Tensor:
         """q (B, heads, N, head_dim), k and v (B, kv_heads, N, head_dim), the prefix's (B, kv_heads, N', head_dim).
@@ -62,7 +64,7 @@ class PackedKV:
             extended.append(torch.cat(parts, 2) if len(parts) > 1 else x)
         k, v = extended
         if self.block_mask is None:
-            return attend(q, k, v, self.mask)
+            return cpu_attention.attend(q, k, v, self.mask)
         flex = flex_attention if torch.compiler.is_compiling() else _compiled_flex_attention()
         return flex(q, k, v, block_mask=self.block_mask, enable_gqa=q.shape[1] != k.shape[1])
 

@@ -20,7 +20,7 @@ from minccm.sequence import LATEST, Sequence
 
 @dataclass(frozen=True)
 class PackedInfo:
-    """TokenInfo, and for each token the number of its sample in its row, the document. One tensor: one copy moves it."""
+    """TokenInfo, and for each token its document: the number of its sample in the row. One tensor, so one copy."""
 
     data: Tensor  # int64 (6, B, N): the fields of TokenInfo, then the document; below 0 for padding
 

@@ -47,8 +47,8 @@ class FastOptions:
 def parse_fast(text: str, device: torch.device, parameters: float) -> FastOptions | None:
     """The options that a text asks for; None for the plain form. parameters: how many the model has.
 
-    "off": the plain form. "auto": on a CPU the plain form, on a GPU the fast one, which compiles and packs for large
-    models. Otherwise "auto" with changes: names of FastOptions, or no-NAME, with commas between. Raises ValueError.
+    "off": the plain form. "auto": the fast form, which prunes; on a GPU it also compiles and packs, for large models.
+    Otherwise "auto" with changes: names of FastOptions, or no-NAME, with commas between. Raises ValueError.
     """
     names = [field.name for field in fields(FastOptions)]
     if text == "off":
@@ -61,8 +61,6 @@ def parse_fast(text: str, device: torch.device, parameters: float) -> FastOption
             raise ValueError(f"--fast {word!r:.40} is unknown: choose {choices}")
         asked[name] = name == word
     on_gpu = device.type == "cuda"
-    if not on_gpu and not any(asked.get(name) for name in names):
-        return None
     large = on_gpu and parameters > LARGE
     compile = asked.get("compile", large)
     pack = asked.get("pack", compile and on_gpu)
@@ -129,7 +127,7 @@ class FastStep:
         replay = options.replay and options.pack and frozen and device.type == "cuda"
         replay &= not (options.checkpoint or method.learned) and distributed.WORLD_SIZE == 1
         # a graph has one shape; with fsdp, all processes need as many passes
-        prefix = options.prefix and not replay and not options.fsdp
+        prefix = options.prefix and frozen and not replay and not options.fsdp
         self.options = options = replace(options, replay=replay, prefix=prefix)
         self.flex = options.pack and device.type == "cuda"  # FlexAttention has no backward pass on a CPU
         if frozen and not options.fsdp:

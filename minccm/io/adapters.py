@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from minccm.io.checkpoint import LOG, STATE
 from minccm.io.files import make_folder, write_json, write_tensors, write_whole
 from minccm.io.tensors import Part, open_tensors
 from minccm.io.untrusted import Field, check_fields, error, open_regular, printable, read_json
@@ -245,7 +246,7 @@ def adapter_fingerprint(folder: str | Path) -> str:
     """Identifies an adapter: a hash of the files of weights in its folder, and in that of its step-1 adapter."""
     folder, digest = Path(folder), hashlib.sha256()
     patterns = ("*.safetensors", "*_model.bin", "init/*.safetensors", "init/*_model.bin")
-    for path in sorted(path for pattern in patterns for path in folder.glob(pattern)):
+    for path in sorted({path for pattern in patterns for path in folder.glob(pattern)} - {folder / STATE}):
         with open_regular(path) as file:
             while block := file.read(2**20):
                 digest.update(block)
@@ -334,5 +335,5 @@ def keep_step1(init: str | None, adapter: str | None, out: Path) -> None:
     """Copies the step-1 adapter, `init` or the one inside `adapter`, to out/init: so `out` is complete without it."""
     step1 = Path(init) if init else Path(adapter) / "init" if adapter else None
     if step1 and step1.is_dir() and step1.resolve() != (out / "init").resolve():
-        unwanted = shutil.ignore_patterns("state.safetensors", "log.jsonl", "*.png", "*.part")
+        unwanted = shutil.ignore_patterns(STATE, LOG, "*.png", "*.part")
         shutil.copytree(step1, out / "init", dirs_exist_ok=True, ignore=unwanted)

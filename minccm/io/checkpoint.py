@@ -27,6 +27,7 @@ FIELDS = {
     "settings": Field(dict, 0, 100),
     "best_loss": Field(float, 0, 1e9, optional=True),  # of the adapter that is kept
     "worse": Field(int, 0, 10**9),  # checkpoints since then
+    "checksum": Field(str),
 }
 
 
@@ -95,10 +96,10 @@ class Checkpoint:
             for moment in MOMENTS:
                 tensors[f"{moment}.{name}"] = state.get(moment, torch.zeros_like(parameter)).cpu()
         about = {"step": step, "settings": self.settings, "best_loss": self.best_loss, "worse": self.worse}
-        about = json.dumps(about)
+        about["checksum"] = checksum(about, tensors)
         with open(self.out / LOG) as file:
             os.fsync(file.fileno())  # the log must be on the disk before the state that counts its lines
-        write_tensors(self.out / STATE, tensors, {"about": about, "checksum": checksum(about, tensors)})
+        write_tensors(self.out / STATE, tensors, {"about": json.dumps(about)})
 
     def resume(self) -> int:
         """Continues from the checkpoint in the folder: returns its step, or 0 where there is none yet.
@@ -141,9 +142,9 @@ class Checkpoint:
         damaged = error(path, "the file is damaged, or not a checkpoint: start again without --resume")
         try:
             with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
+                raw = (file.metadata() or {}).get("about", "")
                 found = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  not a dict
-                about = check_fields(parse_json(metadata.get("about", ""), path), path, FIELDS)
+                about = check_fields(parse_json(raw, path), path, FIELDS)
                 self._check_shapes(path, found)
                 tensors = {name: file.get_tensor(name) for name in found}
             torch.Generator().set_state(tensors["rng"])
@@ -151,7 +152,7 @@ class Checkpoint:
                 torch.Generator("cuda").set_state(tensors["cuda_rng"])
         except (SafetensorError, OSError, RuntimeError):
             raise damaged from None
-        if metadata.get("checksum") != checksum(metadata["about"], tensors):
+        if about.pop("checksum") != checksum(about, tensors):
             raise damaged
         steps = self.settings.get("steps")
         if steps is not None and about["step"] > steps:
@@ -174,9 +175,9 @@ class Checkpoint:
             raise error(path, f"the tensor {wrong[0]} is missing, unknown or of another shape than the adapter's")
 
 
-def checksum(about: str, tensors: dict[str, Tensor]) -> str:
-    """A checksum of all that a state file holds: a disk or a copy may have changed some bytes."""
-    value = zlib.crc32(about.encode())
+def checksum(about: dict, tensors: dict[str, Tensor]) -> str:
+    """A checksum of what a state file holds: a disk or a copy may have changed some bytes."""
+    value = zlib.crc32(json.dumps(about).encode())
     for name in sorted(tensors):
         value = zlib.crc32(tensors[name].contiguous().view(-1).view(torch.uint8).numpy(), value)
     return f"{value:08x}"

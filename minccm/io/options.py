@@ -7,16 +7,19 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
 from minccm.io.adapters import is_from_file, load_adapter, read_ours
 from minccm.io.config import read_config
 from minccm.io.tokenizer import Tokenizer
-from minccm.io.untrusted import printable
+from minccm.io.untrusted import MAX_ERROR, printable
 from minccm.io.weights import load_model
 from minccm.methods import Method, get_method
 from minccm.model import Transformer
+from minccm.parallel import ParallelKV
+from minccm.sequence import build_sequence, pad_batch
 
 TINY = Path(__file__).parents[2] / "data" / "tiny"  # the model that ships
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -37,7 +40,7 @@ class OneLineParser(argparse.ArgumentParser):
         super().__init__(**{"formatter_class": HelpFormatter} | settings)
 
     def error(self, message: str):
-        self.exit(2, f"error: {printable(message, 390)}\n")
+        self.exit(2, f"error: {printable(message, MAX_ERROR)}\n")
 
 
 def whole(low: int, high: int = MOST) -> Callable[[str], int]:
@@ -102,7 +105,7 @@ def parser(description: str) -> OneLineParser:
 def load_method(text: str, sink: bool = False) -> Method:
     """The method that the user typed: a name, or a file FILE.py that defines METHOD, which is run.
 
-    Only ever for what stands on the command line, never for a name that a file contains. Raises ValueError.
+    Only ever for a text from the command line, never for a name from a file. Raises ValueError.
     """
     if not text.endswith(".py"):
         return get_method(text, sink)
@@ -114,13 +117,23 @@ def load_method(text: str, sink: bool = False) -> Method:
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+        method = getattr(module, "METHOD", None)
+        if not isinstance(method, Method):
+            raise TypeError("it does not define METHOD = Method(...)")
+        try_method(method)
+    except (Exception, SystemExit) as error:
         problem = printable(f"{type(error).__name__}: {error}", 200)
-        raise ValueError(f"--method {printable(text)} cannot be run: {problem}") from None
-    method = getattr(module, "METHOD", None)
-    if not isinstance(method, Method):
-        raise ValueError(f"--method {printable(text)} does not define METHOD = Method(...)")
+        raise ValueError(f"--method {printable(text)} cannot be used: {problem}") from None
     return Method(**{**vars(method), "sink": sink})
+
+
+def try_method(method: Method) -> None:
+    """Makes the mask and the merge matrix of a small sample. Raises what the method's functions raise, or TypeError."""
+    sequence = build_sequence(method, 2, 9, [[1, 2], [3, 4, 5], [6]], [([7], [8, 2])])
+    bound = method.bind(SimpleNamespace(learned=torch.tensor(method.learned)))
+    kv = ParallelKV(bound, pad_batch([sequence]))
+    if kv.mask.dtype != torch.bool:
+        raise TypeError(f"attends must return bool, not {kv.mask.dtype}")
 
 
 def method_of(adapter: str | Path, methods: list[Method]) -> Method | None:
@@ -151,8 +164,13 @@ def shipped_adapters(source) -> Path:
     return TINY.parent / "smollm2" if str(source) == "smollm2" or Path(source).suffix == ".gguf" else Path(source)
 
 
-def device_and_dtype(options: argparse.Namespace) -> tuple[torch.device, torch.dtype]:
-    """The device that --device names, and the dtype: by default fp32 on a CPU and bf16 on a GPU."""
+def has_bf16() -> bool:
+    """Does this CPU have instructions for bf16? Without them, bf16 is slower than fp32."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def device_and_dtype(options: argparse.Namespace, cpu_dtype: str = "fp32") -> tuple[torch.device, torch.dtype]:
+    """The device that --device names, and the dtype: by default cpu_dtype on a CPU and bf16 on a GPU."""
     wanted = options.device if options.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(wanted)
@@ -163,7 +181,7 @@ def device_and_dtype(options: argparse.Namespace) -> tuple[torch.device, torch.d
         raise ValueError(f"--device {printable(wanted)} is not available on this machine: try --device cpu") from None
     torch.set_float32_matmul_precision("high")  # fp32 products in TF32, on GPUs that have it
     torch.backends.cuda.enable_cudnn_sdp(False)  # it plans for each new shape, which takes longer than it saves
-    default = "fp32" if device.type == "cpu" else "bf16"
+    default = cpu_dtype if device.type == "cpu" else "bf16"
     return device, DTYPES[default if options.dtype == "auto" else options.dtype]
 
 
@@ -185,7 +203,7 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
     except (ValueError, OSError) as error:
-        print(f"error: {printable(error, 390)}", file=sys.stderr)
+        print(f"error: {printable(str(error), MAX_ERROR)}", file=sys.stderr)
         sys.exit(2)
     except (torch.OutOfMemoryError, MemoryError):
         print("error: out of memory: try a smaller --max-tokens or --batch", file=sys.stderr)

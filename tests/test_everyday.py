@@ -1,0 +1,80 @@
+"""The generator of everyday chats: the same everywhere, answerable from earlier messages, and varied."""
+
+import re
+
+import pytest
+
+import data
+from data import everyday
+from data.chats import check_chat
+
+CHATS = [everyday.sample("train", index) for index in range(300)]
+
+
+def test_seeded():
+    """A sample depends on (split, index, seed) alone."""
+    assert everyday.sample("train", 7) == everyday.sample("train", 7)
+    assert everyday.sample("train", 7) != everyday.sample("train", 8)
+    assert everyday.sample("train", 7) != everyday.sample("train", 7, seed=1)
+    assert everyday.sample("train", 7) != everyday.sample("test", 7)
+
+
+def test_is_chat():
+    """Samples are chats: user and assistant take turns, and the assistant has the last word."""
+    for chat in CHATS:
+        assert len(check_chat(chat, "a chat")) == len(chat["messages"])
+        assert all(message["content"].strip() == message["content"] for message in chat["messages"])
+
+
+def test_time_step():
+    """sample_at makes as many exchanges as asked before the last question."""
+    for time_step in (1, 2, 5, 20):
+        for index in range(10):
+            assert len(everyday.sample_at("test", index, time_step)["messages"]) == 2 * time_step + 2
+
+
+def test_answer_was_told():
+    """The answer is in the last reply, and some user's message before it told it."""
+    told = 0
+    for chat in CHATS:
+        *before, _, reply = (message["content"] for message in chat["messages"])
+        assert chat["answer"] in reply
+        answer = re.sub(r"(?i)\byour\b", "my", chat["answer"])
+        told += any(answer.lower() in text.lower() for text in before[::2])
+    assert told >= 0.97 * len(CHATS)
+
+
+def test_no_braces():
+    """No field of a template is left unfilled."""
+    for chat in CHATS:
+        texts = [message["content"] for message in chat["messages"]] + sum(chat["questions"], [])
+        assert not any(re.search(r"[{}\[\]|]", text) for text in texts)
+
+
+def test_varied():
+    """Most questions have a wording of their own."""
+    asked = [question for chat in CHATS for question, _ in chat["questions"]]
+    assert len(set(asked)) > 0.9 * len(asked)
+
+
+def test_splits_share_no_names():
+    """Names that a user of the test split has are not told in training."""
+    made = lambda split: {
+        one.values["v"]
+        for index in range(150)
+        for chat in [everyday.Chat(split, everyday.random.Random(index))]
+        for one in [chat.new_fact()]
+        if one and one.frame.name == "myname"
+    }
+    assert not made("train") & made("test")
+
+
+def test_through_data():
+    """data.source and data.at_step know the dataset."""
+    assert data.source("everyday", "train")(3) == everyday.sample("train", 3)
+    assert len(data.at_step("everyday", "test", 4, 5)) == 5
+
+
+def test_unknown_split():
+    with pytest.raises(ValueError, match="unknown split"):
+        everyday.sample("dev", 0)
