@@ -29,7 +29,7 @@ from minccm.fast.conversations import FastSession
 from minccm.io import gguf
 from minccm.io.adapters import save_adapter
 from minccm.io.memory_file import NAMES as FIELDS
-from minccm.io.options import load_method
+from minccm.io.options import has_bf16, load_method
 from minccm.io.templates import PIECE, TEMPLATES, pieces
 from minccm.io.weights import load_model
 from minccm.methods import PAD, get_method
@@ -372,7 +372,7 @@ def test_smollm2(run):
     reply, memory, compared = map(json.loads, run("Hi!", "/memory", "/compare Who are you?", options=options))
     assert reply["bot"] and reply["step"] == 1 and reply["slots"] == reply["full_slots"]
     numbers = 2 * 30 * 3 * 64  # of keys and values, in 30 layers of 3 heads
-    assert reply["bytes"] == reply["slots"] * numbers * (2 if chat.has_bf16() else 4)
+    assert reply["bytes"] == reply["slots"] * numbers * (2 if has_bf16() else 4)
     assert memory["memory"][0]["text"].startswith("system\nYou are a helpful AI assistant named SmolLM")
     assert memory["memory"][0]["text"].endswith(f"user\nHi!\nassistant\n{reply['bot']}")
     assert list(compared["answers"]) == ["full", "none"]

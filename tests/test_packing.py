@@ -72,9 +72,9 @@ def test_fixed_shapes(name):
 
 
 def test_what_is_switched_on():
-    """On a CPU the plain form, on a GPU the fast one, compiled for large models; and changes to that."""
-    assert parse_fast("auto", CPU, 1e6) is parse_fast("auto", CPU, 7e9) is parse_fast("off", GPU, 7e9) is None
-    assert parse_fast("no-compile", CPU, 1e6) is None
+    """The last layer is pruned; on a GPU large models are compiled and packed; and changes to that."""
+    assert parse_fast("off", CPU, 7e9) is parse_fast("off", GPU, 7e9) is None
+    assert parse_fast("auto", CPU, 1e6) == parse_fast("auto", CPU, 7e9) == FastOptions(prune=True)
     small, large = parse_fast("auto", GPU, 1e8), parse_fast("auto", GPU, 7e9)
     assert small == FastOptions(prune=True)
     assert large == FastOptions(compile=True, pack=True, prune=True, prefix=True)
