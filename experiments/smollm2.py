@@ -1,4 +1,4 @@
-"""The adapters for SmolLM2 that ship: step 1, then ccm-concat and ccm-merge on top of it.
+"""Train adapters for SmolLM2: step 1, then ccm-concat and ccm-merge on top of it.
 
     python -m experiments.smalltalk --model smollm2 --out data/smollm2/small_talk.jsonl.gz
     python -m experiments.smollm2 --out runs/smollm2 --ship data/smollm2

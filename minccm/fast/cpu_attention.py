@@ -7,7 +7,7 @@ from minccm.model import attend as fused_attend
 
 
 def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """A bool mask as what is added to the scores, 0 or -inf, where `attend` needs it so: once for all layers."""
+    """The bias of a bool mask, 0 or -inf, where `attend` needs one; otherwise the mask. Once for all layers."""
     if mask.is_cuda or dtype != torch.bfloat16:
         return mask
     return torch.zeros(mask.shape, dtype=dtype).masked_fill(~mask, -torch.inf)

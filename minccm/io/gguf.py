@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minccm.io.tensors import Part
+from minccm.io.tensors import Part, split_pairs
 from minccm.io.untrusted import check_regular, error, open_regular, printable
 from minccm.model import LlamaConfig, rotary_frequencies
 
@@ -300,12 +300,6 @@ def _reader(path: Path, name: str, stored: Stored) -> Callable[[], Tensor]:
             raise error(path, f"{printable(name)} cannot be dequantized ({problem})") from None
 
     return read
-
-
-def split_pairs(read: Callable[[], Tensor], head_dim: int) -> Tensor:
-    """q_proj or k_proj with the two rows of a rotary pair half a head apart; in GGUF they are neighbors."""
-    weight = read()  # rows (head, pair, 2) -> (head, 2, pair)
-    return weight.unflatten(0, (-1, head_dim // 2, 2)).transpose(1, 2).flatten(0, 2)
 
 
 def _expected(config: LlamaConfig) -> dict[str, tuple[str, tuple[int, ...]]]:

@@ -233,3 +233,9 @@ def _call(function: object, arguments: object) -> object:
         if isinstance(storage, _Storage) and isinstance(shape, tuple) and isinstance(strides, tuple):
             return _View(storage, offset, shape, strides)
     raise ValueError(f"a call of {printable(text, 40)}")
+
+
+def split_pairs(read: Callable[[], Tensor], head_dim: int) -> Tensor:
+    """q_proj or k_proj with the two rows of a rotary pair half a head apart, from files that have them adjacent."""
+    weight = read()  # rows (head, pair, 2) -> (head, 2, pair)
+    return weight.unflatten(0, (-1, head_dim // 2, 2)).transpose(1, 2).flatten(0, 2)

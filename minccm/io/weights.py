@@ -18,7 +18,7 @@ from tqdm import tqdm
 from minccm.io import gguf
 from minccm.io.config import meta_files, read_config, to_json
 from minccm.io.files import make_folder, write_json, write_tensors
-from minccm.io.tensors import Part, open_tensors
+from minccm.io.tensors import Part, open_tensors, split_pairs
 from minccm.io.untrusted import Field, check_fields, error, printable, read_json
 from minccm.model import LlamaConfig, Transformer, is_adapter
 
@@ -130,18 +130,12 @@ def _find_tensors(folder: Path, head_dim: int) -> dict[str, list[Part]]:
                 if "q_proj" in name or "k_proj" in name:
                     if not part.shape or part.shape[0] % head_dim:
                         raise error(path, f"{name} has the shape {list(part.shape)}, which are no whole heads")
-                    part = part._replace(read=partial(_split_pairs, part.read, head_dim))
+                    part = part._replace(read=partial(split_pairs, part.read, head_dim))
             elif name in found:
                 raise error(path, f"the tensor {key} is in {found[name][0].path.name}, too")
             if not name.endswith(("inv_freq", "rope.freqs")):  # these are computed
                 found.setdefault(name, []).append(part)
     return found
-
-
-def _split_pairs(read, head_dim: int) -> Tensor:
-    """Meta's q_proj or k_proj with the two rows of a rotary pair half a head apart; there they are neighbors."""
-    weight = read()  # rows (head, pair, 2) -> (head, 2, pair)
-    return weight.unflatten(0, (-1, head_dim // 2, 2)).transpose(1, 2).flatten(0, 2)
 
 
 def _shares(place: Tensor, parts: list[Part]) -> list[Tensor] | None:
