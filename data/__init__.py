@@ -176,6 +176,8 @@ def _path(name: str, split: str) -> Path:
 
 def read_jsonl(path: str | Path) -> list[dict]:
     """Samples or chats of a JSON-lines file. Raises ValueError naming the file, the line and the problem."""
+    from data.chats import is_chat
+
     samples, read = [], None
     for number, line in archives.read_lines(Path(path), max_bytes=MAX_FILE):
         if number > MAX_SAMPLES:
@@ -183,7 +185,7 @@ def read_jsonl(path: str | Path) -> list[dict]:
         if line.strip():
             where = f"{path}, line {number}"
             sample = parse_json(line, where)
-            read = read or (_chat if isinstance(sample, dict) and "messages" in sample else check)
+            read = read or (_chat if is_chat(sample) else check)
             samples.append(read(sample, where))
     if not samples:
         raise error(path, "the file is empty: it needs one sample as JSON a line")
