@@ -23,6 +23,7 @@ from minccm.io.templates import choose_template
 from minccm.methods import get_method
 
 ENDS = re.compile(r"[.!?][\"')\]]?(?=\s|$)")  # the end of a sentence
+ACTED = re.compile(r"^[(*\[]|\bDear\b|[Mm]y name is")  # a role that the model plays, or a letter
 END = chr(10)
 
 
@@ -130,8 +131,13 @@ def lines() -> dict[str, float]:
 
 
 def cut(reply: str, characters: int = 200) -> str:
-    """A reply of at most `characters`, cut after a sentence (a poem: after a line); "" if it has no end."""
+    """A reply of at most `characters`, cut after a sentence (a poem: after a line); "" if it has no end.
+
+    Also "" for a reply in which the model plays a role.
+    """
     reply = reply.strip()
+    if ACTED.search(reply):
+        return ""
     if len(reply) <= characters and ENDS.search(reply[-2:]):
         return reply
     ends = [found.end() for found in ENDS.finditer(reply[:characters])]

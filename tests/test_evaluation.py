@@ -126,7 +126,7 @@ def test_step_one_is_part_of_the_base_of_all_rows(trained, micro, evaluated):  #
         *((name, None) for name in ("none", "full", "ccm-concat")),
     ]
     title = " ".join(printed.split())
-    assert f"(base: {base})" in title and "persona: multiple-choice accuracy after t contexts ┏" in title
+    assert f"(base: {base})" in title and "persona: multiple-choice accuracy (%) after t contexts method" in title
 
     plain, merged = load_model(micro), load_model(micro)
     load_adapter(merged, step1)

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 from tqdm import tqdm
 
 import data
 from data import dialog
 from data.encode import Encoder, check_length
+from minccm.extra.tables import new_table, print_table
 from minccm.io.adapters import adapter_fingerprint
 from minccm.io.files import make_folder, write_json, write_whole
 from minccm.io.tokenizer import Tokenizer
@@ -238,19 +238,17 @@ def show(rows: list[dict], by: str = "time_step", console: Console | None = None
         of_data = [row for row in rows if row["data"] == name and row.get("base") == base]
         steps = sorted({row[by] for row in of_data})
         on = f" (base: {base})" if base else ""
-        table = Table(title=f"{name}: {METRICS[metric]} {after}{on}", title_justify="left")
-        for heading in ("method", *(f"{by[0]}={step}" for step in steps)):
-            table.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=True)
-        for heading in ("gap", "pairs", "KiB"):
-            table.add_column(heading, justify="right", no_wrap=True)
+        unit = "" if metric == "perplexity" else " (%)"
+        headings = "method", *(f"{by[0]}={step}" for step in steps), "gap", "pairs", "KiB"
+        table = new_table(f"{name}: {METRICS[metric]}{unit} {after}{on}", *headings)
         for method in dict.fromkeys(row["method"] for row in of_data):
             at = {row[by]: row for row in of_data if row["method"] == method}
-            cells = [_number(at[step], metric) if step in at else "" for step in steps]
+            cells = [_number(at[step], metric).removesuffix("%") if step in at else "" for step in steps]
             last, closed = at[max(at)], GAPS.get(metric, "gap_closed")
             gap = _number(last, closed) if closed in last and method not in ("none", "full") else ""
             table.add_row(method, *cells, gap, f"{last['kv_pairs']:.0f}", f"{last['kv_bytes'] / 1024:.0f}")
         table.caption = f"gap: gap closed; KV pairs and KiB of memory at {by[0]}={steps[-1]}"
-        console.print(table)
+        print_table(table, console)
 
 
 def step1_name(adapter: str | Path) -> str | None:

@@ -18,10 +18,11 @@ FastSession is a Session that generates in this way. The numbers are those of a 
 
 import functools
 from collections.abc import Iterator
-from dataclasses import fields, replace
+from dataclasses import fields
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from minccm.fast.fused import join_lora, join_weights, joined
@@ -36,10 +37,10 @@ from minccm.session import Session, sample
 if torch.cuda.is_available():
     from minccm.fast import kernels
 
+# TokenInfo is held as one int64 tensor (fields, ...) here, so that one kernel moves all fields
 FIELDS = [field.name for field in fields(TokenInfo)]  # the order of values in a row for TokenInfo.from_rows
 ORDER = FIELDS.index("order")
-PADDING = TokenInfo.from_rows([(PAD, -1, -1, LATEST, 0)])
-PADDING_ROW = [int(getattr(PADDING, name)) for name in FIELDS]
+PADDING = (PAD, -1, -1, LATEST, 0)
 
 
 class StaticKV:
@@ -112,9 +113,8 @@ class Conversations:
         if exact != weight.dtype:
             shape = *shape[:3], pairs + self.max_moved, shape[4]
             self.exact = tuple(torch.zeros(shape, dtype=exact, device=self.device) for _ in range(2))
-        empty = torch.zeros(batch, width, dtype=torch.int64, device=self.device)
-        self.info = TokenInfo(*(empty.clone() for _ in FIELDS))  # (B, C)
-        self.padding = PADDING.to(self.device)
+        self.fields = torch.zeros(len(FIELDS), batch, width, dtype=torch.int64, device=self.device)
+        self.padding = torch.tensor(PADDING, device=self.device)[:, None, None]
         self.reset()
         slots = n if method.merge_rate else 0
         self.stages = {
@@ -132,8 +132,12 @@ class Conversations:
             which = slice(None)
             self.step, self.text, self.tokens = (np.zeros(self.batch, np.int64) for _ in range(3))  # as in Memory
         self.step[which] = self.text[which] = self.tokens[which] = 0
-        for name in FIELDS:
-            getattr(self.info, name)[which] = getattr(self.padding, name)
+        self.fields[:, which] = self.padding
+
+    @property
+    def info(self) -> TokenInfo:
+        """What each place holds: fields are int64 (B, C), views of the buffer."""
+        return TokenInfo(*self.fields)
 
     @torch.no_grad()
     def put(self, memory: Memory, which: int = 0) -> None:
@@ -145,8 +149,8 @@ class Conversations:
         for buffers in (self.exact, (self.keys, self.values)):
             for buffer, pairs in zip(buffers, (memory.keys, memory.values)):
                 buffer[:, which, :, held] = pairs.to(buffer.dtype)
-        for name in FIELDS:
-            getattr(self.info, name)[which, held] = getattr(memory.info, name)
+        for field, held_field in zip(self.fields, vars(memory.info).values()):
+            field[which, held] = held_field
         self.step[which], self.text[which], self.tokens[which] = memory.step, memory.text, memory.tokens
 
     @torch.no_grad()
@@ -246,8 +250,7 @@ class Conversations:
         return int((self.info.kind != PAD).sum(1).max())
 
     def _clear_turn(self) -> None:
-        for name in FIELDS:
-            getattr(self.info, name)[:, self.pairs :] = getattr(self.padding, name)
+        self.fields[..., self.pairs :] = self.padding
 
     def _fill(self, name: str, texts: list[list[int] | None], question: int) -> "Stage":
         """A stage whose inputs on the host are filled from token ids."""
@@ -289,7 +292,14 @@ class Conversations:
         """
         prepare = self._compiled(_prepare)
         places, bias, cos, sin = prepare(
-            self.method, self.info, stage.info, stage.places, stage.positions, stage.count, self.frequencies, self.keys
+            self.method,
+            self.fields,
+            stage.info,
+            stage.places,
+            stage.positions,
+            stage.count,
+            self.frequencies,
+            self.keys,
         )
         comp_index = stage.comp if stage.comp_tokens else None
         x = embed(self.model, stage.tokens, comp_index)
@@ -324,14 +334,14 @@ class Conversations:
         else:
             sources = (stage.places - self.pairs).expand(self.batch, -1)
         plan, step = self._compiled(_plan_update), (stage.slots, stage.later, stage.step, stage.rate)
-        self.plan = sources, *plan(self.method, self.info, sources, *step, self.padding, self.pairs, self.max_moved)
+        self.plan = sources, *plan(self.method, self.fields, sources, *step, self.padding, self.pairs, self.max_moved)
 
     def _update(self) -> None:
         """g_update as in Memory.update: what later steps attend to moves to free places, the rest is dropped.
 
         Slots are merged in the precision of `exact`. Then the buffers get the rounded slots.
         """
-        sources, info, moved_from, moved_to, weights, is_full = self.plan
+        sources, fields, moved_from, moved_to, weights, is_full = self.plan
         for buffer, exact in zip((self.keys, self.values), self.exact):
             tokens = buffer[..., self.pairs :, :]
             moved = _gather(tokens, moved_from.clamp(max=tokens.shape[3] - 1)).to(exact.dtype)
@@ -343,7 +353,7 @@ class Conversations:
                 moved = torch.where(is_slot, _gather(merged, slot.clamp(min=0)), moved)
             for target in (exact,) if exact is buffer else (exact, buffer):
                 target.scatter_(3, _index_like(target, moved_to), moved.to(target.dtype))
-        torch._foreach_copy_(list(vars(self.info).values()), list(vars(info).values()))
+        self.fields.copy_(fields)
         self.is_full.copy_(is_full)
 
     def _max_moved(self) -> int:
@@ -403,7 +413,7 @@ class Stage:
         self.tokens, self.positions, self.comp, self.ends, self.step, self.rate = (
             on_device[name] for name in ("tokens", "positions", "comp", "ends", "step", "rate")
         )
-        self.info, self.slots, self.later = (TokenInfo(*on_device[name]) for name in ("info", "slots", "later"))
+        self.info, self.slots, self.later = (on_device[name] for name in ("info", "slots", "later"))
         self.places = torch.arange(start, start + width, device=talks.device)  # where the tokens go in the buffers
         self.count = torch.zeros((), dtype=torch.int64, device=talks.device)  # added to places, positions and order
 
@@ -411,7 +421,7 @@ class Stage:
         """Fills the host's arrays with padding."""
         self.on_host[:] = 0
         for name in ("info", "slots"):
-            self.host[name][:] = np.array(PADDING_ROW)[:, None, None]
+            self.host[name][:] = np.array(PADDING)[:, None, None]
 
     def send(self) -> None:
         """Copies the host's arrays to the device."""
@@ -467,28 +477,30 @@ def _gather(buffer: Tensor, index: Tensor) -> Tensor:
     return buffer.gather(3, _index_like(buffer, index))
 
 
-def _prepare(method: Method, held: TokenInfo, info: TokenInfo, places, positions, count, frequencies, keys):
-    """Writes info (B, N) to its places in `held` (B, C). Returns the places, bias (B, N, C), cos and sin."""
-    info, places = replace(info, order=info.order + count), places + count
-    for name in FIELDS:
-        getattr(held, name).index_copy_(1, places, getattr(info, name))
-    mask = attention_mask(method, info, held)
+def _prepare(method: Method, held: Tensor, fields: Tensor, places, positions, count, frequencies, keys):
+    """Writes TokenInfo's fields (fields, B, N) to their places in `held` (fields, B, C).
+
+    Returns the places, bias (B, N, C), cos and sin.
+    """
+    is_order = torch.arange(len(FIELDS), device=held.device)[:, None, None] == ORDER
+    fields, places = fields + count * is_order, places + count
+    held.index_copy_(2, places, fields)
+    mask = attention_mask(method, TokenInfo(*fields), TokenInfo(*held))
     bias = torch.zeros(mask.shape, dtype=keys.dtype, device=mask.device).masked_fill(~mask, -torch.inf)
     return places, bias, *rotary_table(positions + count, frequencies, keys.dtype)
 
 
-def _plan_update(
-    method: Method, held: TokenInfo, sources, slots: TokenInfo, later: TokenInfo, step, rate, padding, pairs, max_moved
-):
-    """What an update does, from info alone: `held` (B, C) are the places, `slots` (B, S) what this step merges.
+def _plan_update(method: Method, held: Tensor, sources, slots, later, step, rate, padding, pairs, max_moved):
+    """What an update does, from TokenInfo's fields alone: `held` (fields, B, C) are the places.
 
-    sources (B, K): the tokens, counted from `pairs` on, that can go into slots. At most max_moved pairs move. Returns
-    the info after the update (B, C); from where (counted from `pairs` on, slots after all places) and to where pairs
-    move, both (B, max_moved); the weights of the memory and of the sources in each slot (B, S, pairs + K), or None; and
-    whether the memory is too small.
+    slots (fields, B, S): what this step merges. later (fields, B, 2): queries of the next step. sources (B, K): the
+    tokens, counted from `pairs` on, that can go into slots. At most max_moved pairs move. Returns the fields after the
+    update (fields, B, C); from where (counted from `pairs` on, slots after all places) and to where pairs move, both
+    (B, max_moved); the weights of the memory and of the sources in each slot (B, S, pairs + K), or None; and whether
+    the memory is too small.
     """
-    info = _cat(held, slots)  # (B, C + S)
-    kept = attention_mask(method, later, info).any(1)  # (B, C + S)
+    fields = torch.cat([held, slots], 2)  # (fields, B, C + S)
+    kept = attention_mask(method, TokenInfo(*later), TokenInfo(*fields)).any(1)  # (B, C + S)
     free, new = ~kept[:, :pairs], kept[:, pairs:]
     moved_from = new.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :max_moved]  # new ones come first
     moved_to = free.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :max_moved]
@@ -496,21 +508,18 @@ def _plan_update(
     moved_to = torch.where(index < new.sum(1, keepdim=True), moved_to, pairs + index)  # the others go to padding
     weights = None
     if method.merge_rate:
-        tokens = held[:, pairs:].map(lambda field: field.gather(1, sources))
-        weights = _slot_weights(method, _cat(held[:, :pairs], tokens), slots, step, rate)
-    is_padding = torch.cat([free, torch.ones_like(held.kind[:, pairs:], dtype=torch.bool)], 1)
-    in_padding = moved_to >= pairs
-    after = []
-    for name in FIELDS:
-        field, pad = getattr(info, name), getattr(padding, name)
-        moved = torch.where(in_padding, pad, field[:, pairs:].gather(1, moved_from))
-        after.append(torch.where(is_padding, pad, getattr(held, name)).scatter(1, moved_to, moved))
-    return TokenInfo(*after), moved_from, moved_to, weights, (new.sum(1) > free.sum(1)).any()
+        tokens = _gather_fields(held[..., pairs:], sources)
+        merged = torch.cat([held[..., :pairs], tokens], 2)
+        weights = _slot_weights(method, TokenInfo(*merged), TokenInfo(*slots), step, rate)
+    is_padding = F.pad(free, (0, held.shape[2] - pairs), value=True)
+    moved = torch.where(moved_to >= pairs, padding, _gather_fields(fields[..., pairs:], moved_from))
+    after = torch.where(is_padding, padding, held).scatter(2, moved_to.expand(len(held), -1, -1), moved)
+    return after, moved_from, moved_to, weights, (new.sum(1) > free.sum(1)).any()
 
 
-def _cat(a: TokenInfo, b: TokenInfo) -> TokenInfo:
-    """TokenInfo.cat in a form that torch.compile can read."""
-    return TokenInfo(*(torch.cat([getattr(a, name), getattr(b, name)], -1) for name in FIELDS))
+def _gather_fields(fields: Tensor, index: Tensor) -> Tensor:
+    """fields (fields, B, C), index (B, K) -> (fields, B, K)."""
+    return fields.gather(2, index.expand(len(fields), -1, -1))
 
 
 def _slot_weights(method: Method, old: TokenInfo, slots: TokenInfo, step: Tensor, rate: Tensor) -> Tensor:
