@@ -23,10 +23,12 @@ from pathlib import Path
 
 from data import SPLITS, main
 from data import dialog as lists
+from data.scenes import scene
 
 SMALL_TALK = Path(__file__).parent / "smollm2" / "small_talk.jsonl.gz"
 EXCHANGES = (1, 1, 2, 2, 3, 3, 4, 4, 5, 6, 6, 7, 8, 8, 9, 10, 11, 12, 12, 13, 14, 15, 16, 18, 20, 22, 24, 26)
 QUESTIONS = 12  # after the same conversation, at most
+SCENES = 0.4  # the share of scenes (data/scenes.py) in what is told
 HELD_OUT = 10  # one name, city, ... in 10 belongs to the test split, one to the validation split
 
 # ---------------------------------------------------------------------------------------------------------- values
@@ -2847,6 +2849,7 @@ class Chat:
     def __init__(self, split: str, rng: random.Random):
         self.split, self.rng, self.facts, self.used, self.cast, self.messages = split, rng, [], set(), [], []
         self.last_asked = None
+        self.scenes: list[tuple[str, str, str]] = []  # question, reply, the value in it
         self.talk = small_talk(split)
 
     def draw(self, kind: str, values: dict) -> str:
@@ -2953,8 +2956,28 @@ class Chat:
     def say(self, user: str, bot: str) -> None:
         self.messages += [{"role": "user", "content": user}, {"role": "assistant", "content": bot}]
 
+    def tell_scene(self) -> None:
+        """The user tells a scene of data/scenes.py."""
+        rng = self.rng
+        lines, asked = scene(rng, [person for person in self.cast if person != "I"])
+        known = [text for text, *_ in self.scenes]
+        asked = [one for one in asked if one[0] not in known]
+        text = " ".join(lines)
+        if rng.random() < 0.2:
+            text = f"{rng.choice(CHATTER)} {text}"
+        if rng.random() < 0.15:
+            text += f" {rng.choice(CHATTER)}"
+        if not self.messages and rng.random() < 0.6:
+            text = f"{rng.choice(GREETINGS)} {text}"
+        self.last_asked = None
+        self.scenes += asked
+        echo = asked and rng.random() < 0.2
+        self.say(text, f"{rng.choice(ACKS)} {asked[0][1]}" if echo else rng.choice(ACKS))
+
     def tell(self) -> None:
         """The user tells one or several new facts."""
+        if self.rng.random() < SCENES:
+            return self.tell_scene()
         rng = self.rng
         facts = [self.new_fact() for _ in range(rng.choices([1, 2, 3], [60, 28, 12])[0])]
         facts = [fact for fact in facts if fact]
@@ -3050,7 +3073,7 @@ class Chat:
         """The user asks for something, and the assistant knows it."""
         if pair := self.question():
             self.say(*pair[:2])
-            self.last_asked = pair[3:]
+            self.last_asked = pair[3:] if pair[3] else None
         else:
             self.tell()
 
@@ -3067,7 +3090,10 @@ class Chat:
         """(question, reply, the value in it, fact, slot); None if nothing has been told."""
         rng = self.rng
         if fact is None:
-            if not (choices := self.askable()):
+            choices = self.askable()
+            if self.scenes and (not choices or rng.random() < SCENES):
+                return *self.about_scene(rng.choice(self.scenes)), None, ""
+            if not choices:
                 return None
             fact = rng.choice([fact for fact, _ in choices])
             slot = rng.choice([slot for one, slot in choices if one is fact])
@@ -3108,6 +3134,19 @@ class Chat:
         value = reply[at : at + len(re.sub(r"^(an?|the) ", "", value))]
         return text, reply, value, fact, slot
 
+    def about_scene(self, asked: tuple[str, str, str]) -> tuple[str, str, str]:
+        """A question about a scene, some with a few more words before or after it."""
+        rng, (text, reply, value) = self.rng, asked
+        if rng.random() < 0.1:
+            text = text[:-1] + rng.choice(TAILS)
+        if rng.random() < 0.15:
+            text = rng.choice(LEADS) + text[0].lower() + text[1:]
+        if rng.random() < 0.06:
+            text = text.rstrip("?").lower() + rng.choice(["", "?"])
+        reply = rng.choice(REPLIES) + reply
+        at = reply.lower().rfind(value.lower())
+        return text, reply, reply[at : at + len(value)]
+
     def wording(self, fact: Fact, slot: str) -> str:
         """One of the many ways to ask for a slot of a fact."""
         rng, frame = self.rng, fact.frame
@@ -3135,13 +3174,15 @@ class Chat:
         rng = self.rng
         told, talked, asked = rng.choice([(5, 2, 2), (4, 4, 1), (6, 1, 1), (3, 3, 3), (3, 6, 1), (6, 2, 0)])
         while len(self.messages) < 2 * exchanges:
-            first = not self.facts and len(self.messages) >= 2 * exchanges - 2
+            first = not (self.facts or self.scenes) and len(self.messages) >= 2 * exchanges - 2
             kind = "tell" if first else rng.choices(["tell", "chat", "ask", "correct"], [told, talked, asked, 0.4])[0]
             getattr(self, kind)()
         questions, seen = [], set()
         choices = self.askable()
-        for fact, slot in rng.sample(choices * 3, min(3 * len(choices), 3 * QUESTIONS)):
-            pair = self.question(fact, slot)
+        found = [self.question(*one) for one in rng.sample(choices * 3, min(3 * len(choices), 3 * QUESTIONS))]
+        found += [self.about_scene(one) for one in rng.sample(self.scenes, min(len(self.scenes), 2 * QUESTIONS))]
+        rng.shuffle(found)
+        for pair in found:
             if pair and pair[0] not in seen and len(questions) < QUESTIONS:
                 seen.add(pair[0])
                 questions.append(pair)

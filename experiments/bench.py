@@ -2,6 +2,8 @@
 
     python -m experiments.bench --model random:7b                     # all of it, on a GPU
     python -m experiments.bench --model random:1m --what train        # or decode, serve; on a CPU with smaller shapes
+    python -m experiments.bench --model smollm2 --what steps --profile    # training of a small model, by kernel
+    python -m experiments.bench --model smollm2 --what chat --device cpu
 
 First come the machine's limits: the rate of one large matrix product, and of one large copy, bytes read and written.
 Each figure is then compared with its value at that limit. Training: 4 operations per weight and token (forward, and
@@ -12,25 +14,39 @@ Training is measured in whole optimizer steps of 128 samples, the paper's batch.
 contexts of 50 tokens with n = 8, an input of 40 and an output of 10; in DailyDialog's, 12 contexts of 15 with n = 2,
 15 and 15. Serving takes an input of 50 tokens and generates 32, from a memory of 8 pairs (ccm-merge), 128 (ccm-concat)
 or 800 (full context) that holds random numbers.
+
+Two measurements are for small models. `steps` trains on one row full of samples; on a GPU, a CUDA graph replays it. A
+chat has 12 contexts of 17 tokens, an input of 12 and an output of 10; a dialogue has DailyDialog's shape. Where every
+turn is in the loss, each second context is an answer of weight 1, and other text has the weight 0.1. `host_ms` is the
+time of one process to build the sequences and the row, `mask_ms` that of the device to find the blocks of the mask.
+`chat` measures a conversation on a CPU, where the limit is the rate of reading memory with all cores.
 """
 
 import argparse
 import gc
+import json
+import resource
+import tempfile
 import time
+import traceback
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
 from experiments.common import seconds
 from minccm.extra.training import PlainStep
 from minccm.fast.conversations import Conversations
+from minccm.fast.cpu_decode import CPUSession
 from minccm.fast.fused import join_weights
-from minccm.fast.step import FastOptions, FastStep
+from minccm.fast.step import LARGE as LARGE_MODEL
+from minccm.fast.step import FastOptions, FastStep, parse_fast
 from minccm.io import options as cli
 from minccm.io.files import write_json
 from minccm.io.options import whole
@@ -67,6 +83,7 @@ class Sizes:
     dialog: Shape
     batch: int  # samples per optimizer step
     max_tokens: int  # of one forward and backward pass
+    row: int  # tokens of a row in `steps`
     n: int  # COMP tokens to compress a turn
     turn: int  # tokens of a turn to decode from, or to compress
     shrink: int  # MEMORY_PAIRS are divided by this
@@ -74,17 +91,42 @@ class Sizes:
     answer: int  # tokens to generate
 
 
-LARGE = Sizes(Shape(16, 50, 8, 40, 10), Shape(12, 15, 2, 15, 15), 128, 16384, 8, 50, 1, 50, 32)
-SMALL = Sizes(Shape(4, 12, 2, 10, 5), Shape(3, 5, 2, 5, 5), 4, 512, 2, 10, 8, 10, 4)
+LARGE = Sizes(Shape(16, 50, 8, 40, 10), Shape(12, 15, 2, 15, 15), 128, 16384, 32768, 8, 50, 1, 50, 32)
+SMALL = Sizes(Shape(4, 12, 2, 10, 5), Shape(3, 5, 2, 5, 5), 4, 512, 1024, 2, 10, 8, 10, 4)
 DECODED = 32  # tokens over which decoding is timed
+WHAT = "train", "steps", "decode", "chat", "serve"
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training of a small model."""
+
+    name: str
+    method: Method
+    n: int
+    every_turn: bool = False  # each second context is an answer of weight 1; other text has the weight CONTEXT_LOSS
+    distill: float = 0.0
+
+
+TRAININGS = [
+    Training("step 1", replace(get_method("full"), conditional=False), 0),
+    Training("ccm-concat", get_method("ccm-concat"), 2),
+    Training("ccm-concat, every turn, distillation", get_method("ccm-concat"), 2, True, 1.0),
+    Training("ccm-merge", get_method("ccm-merge"), 8),
+]
+STEP_SHAPES = {"chat": Shape(12, 17, 2, 12, 10), "dialog": LARGE.dialog}  # n is that of the Training
+CONTEXT_LOSS = 0.1
 
 
 def arguments() -> argparse.Namespace:
     parser = cli.OneLineParser(description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("--model", type=cli.name, default="random:1m", help="base model, or random weights: random:1b, random:7b, ...")
-    add("--what", default="all", choices=["all", "train", "decode", "serve"], help="what to measure")
+    add("--what", default="all", choices=["all", *WHAT], help="what to measure")
     add("--max-tokens", type=whole(1), default=None, help="tokens of one forward pass in training")
+    add("--shape", default="chat", choices=[*STEP_SHAPES], help="of the samples in `steps`")
+    add("--only", type=str, default="", help="only those of `steps` whose name contains this text")
+    add("--profile", action="store_true", help="also print the time of one of the `steps` by kernel")
     add("--device", type=cli.name, default="auto", help="cuda, cpu or auto")
     add("--dtype", default="auto", choices=["auto", *cli.DTYPES], help="of the base model's weights")
     add("--json", type=Path, default=None, help="write the rows there")
@@ -125,13 +167,16 @@ def random_texts(model: Transformer, count: int, length: int, seed: int = 1) -> 
 # ------------------------------------------------------------------------------------------------------------ training
 
 
-def random_sequences(model: Transformer, method: Method, shape: Shape, count: int) -> list[Sequence]:
+def random_sequences(
+    model: Transformer, method: Method, shape: Shape, count: int, every_turn: bool = False
+) -> list[Sequence]:
     """Samples of random tokens. The first context has one token more, in the place of BOS."""
     lengths = [shape.context + (t == 0) for t in range(shape.contexts)] + [shape.input, shape.output]
+    loss = ([t % 2 * (shape.context - 1) for t in range(shape.contexts)], CONTEXT_LOSS) if every_turn else ()
     sequences = []
     for ids in random_texts(model, count, sum(lengths), seed=0):
         *contexts, input, output = (part.tolist() for part in torch.tensor(ids).split(lengths))
-        sequences.append(build_sequence(method, shape.n, model.config.vocab_size, contexts, [(input, output)]))
+        sequences.append(build_sequence(method, shape.n, model.config.vocab_size, contexts, [(input, output)], *loss))
     return sequences
 
 
@@ -183,6 +228,203 @@ def bench_train(model: Transformer, limit: dict, sizes: Sizes, max_tokens: int) 
         row |= {"first_s": compiled, "figure": rate, "unit": "samples/s", "limit": best, "share": rate / best}
         rows.append(show(row | peak()))
     return rows
+
+
+# ------------------------------------------------------------------------------------------- training of a small model
+
+
+def bench_steps(model: Transformer, limit: dict, max_tokens: int, shape: str, only: str, profile: bool) -> list[dict]:
+    """Tokens per second of training on rows of max_tokens tokens, whose padding is not counted."""
+    rows = []
+    if profile and torch.cuda.is_available():  # the profiler must have started once before a graph is captured
+        times_by_kernel(lambda: torch.ones(1, device="cuda"))
+    for training in TRAININGS:
+        if only in training.name:
+            rows += attempt(training.name, bench_step, model, limit, max_tokens, training, shape, profile)
+    return rows
+
+
+def attempt(name: str, measure: Callable[..., dict], *inputs) -> list[dict]:
+    """The row of a measurement. None if it fails: the error is printed, and others can follow."""
+    try:
+        return [show(measure(*inputs))]
+    except Exception:
+        print(f"{name} failed:\n{traceback.format_exc(limit=-6)}", flush=True)
+        return []
+    finally:
+        torch._dynamo.reset()
+        free_memory()
+
+
+def bench_step(
+    model: Transformer, limit: dict, max_tokens: int, training: Training, shape_name: str, profile: bool
+) -> dict:
+    """The row of one training."""
+    device, shape = model.embed_tokens.weight.device, replace(STEP_SHAPES[shape_name], n=training.n)
+    model.add_adapter(training.n, r=32, alpha=64)
+    model.train()
+    options = parse_fast("compile" if device.type == "cuda" else "pack", device, 0)
+    step = FastStep(model, training.method, options, max_tokens, training.distill)
+    tokens = len(random_sequences(model, training.method, shape, 1)[0])
+    make = lambda: random_sequences(model, training.method, shape, (max_tokens - 1) // tokens, training.every_turn)
+    sequences = make()
+    step.fix_shapes([sequences])
+    host = seconds(lambda: step.batches(make()), 3, 0)
+    batches = [batch.to(device) for batch in step.batches(sequences)]
+    weights = torch.cat([x.loss_weights for x in sequences])
+    total_weight = float(weights.sum())
+    optimizer = torch.optim.AdamW(model.adapter_state().values(), 1e-4, weight_decay=0.0, fused=device.type == "cuda")
+
+    def work() -> None:
+        step.backward(batches, total_weight)
+        torch.nn.utils.clip_grad_norm_(step.trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    reset_peak()
+    began, (warmup, repeat) = time.perf_counter(), (4, 10) if device.type == "cuda" else (1, 1)
+    for _ in range(warmup):  # the third one captures a graph
+        work()
+    synchronize()
+    first = time.perf_counter() - began
+    took = seconds(lambda: [work() for _ in range(repeat)], min(repeat, 3), 0) / repeat
+    mask = seconds(lambda: [step.blocks(batch) for batch in batches])
+    if profile:
+        show_profile(times_by_kernel(work), took, training.name)
+    count = len(sequences) * tokens
+    best = limit["flops"] / training_flops(model, training, sequences) * count
+    row = {"bench": "step", "shape": shape_name, "method": training.name, "batch": len(sequences), "rows": len(batches)}
+    row |= {"first_s": first, "host_ms": 1e3 * host, "mask_ms": 1e3 * mask, "step_ms": 1e3 * took}
+    row |= {"loss_tokens": int((weights > 0).sum()), "figure": count / took, "unit": "tokens/s", "limit": best}
+    return row | {"share": count / took / best} | peak()
+
+
+def training_flops(model: Transformer, training: Training, sequences: list[Sequence]) -> float:
+    """Operations of a step: 4 per frozen weight and token, 2 in the teacher; attention and LoRA are not counted.
+
+    The vocabulary counts where there is a loss. The teacher reads no COMP tokens.
+    """
+    matrices, vocabulary = matrix_weights(model), model.lm_head.weight.numel()
+    tokens, text = sum(map(len, sequences)), sum(int(x.info.is_text.sum()) for x in sequences)
+    weights = torch.cat([x.loss_weights for x in sequences])
+    flops = 4 * (matrices * tokens + vocabulary * int((weights > 0).sum()))
+    if training.distill:
+        flops += 2 * (matrices * text + vocabulary * int((weights >= 1).sum()))
+    return flops
+
+
+def times_by_kernel(work: Callable[[], object]) -> list[tuple[str, int, float]]:
+    """Kernels of some work (on a CPU, operations): name, calls, ms in total."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if torch.cuda.is_available():
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    synchronize()
+    with torch.profiler.profile(activities=activities) as profiler:
+        work()
+        synchronize()
+    if not torch.cuda.is_available():
+        return [(x.key, x.count, x.self_cpu_time_total / 1e3) for x in profiler.key_averages()]
+    with tempfile.TemporaryDirectory() as folder:
+        profiler.export_chrome_trace(f"{folder}/trace.json")
+        return kernels_of_trace(json.loads(Path(folder, "trace.json").read_text("utf-8", "replace")))
+
+
+def kernels_of_trace(trace: dict) -> list[tuple[str, int, float]]:
+    """The kernels and copies in a trace of torch.profiler, which has microseconds."""
+    calls, total = Counter(), Counter()
+    for event in trace["traceEvents"]:
+        if event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset"):
+            calls[event["name"]] += 1
+            total[event["name"]] += event["dur"] / 1e3
+    return [(name, count, total[name]) for name, count in calls.items()]
+
+
+def show_profile(found: list[tuple[str, int, float]], took: float, title: str, most: int = 25) -> None:
+    """Prints the kernels that take longest, and their total, compared with the `took` seconds of a step."""
+    total = sum(ms for _, _, ms in found)
+    calls = sum(count for _, count, _ in found)
+    about = f"{title}: {calls} kernels, {total:.2f} ms of {1e3 * took:.2f} ms a step"
+    out = Table("kernel", "calls", "ms", "share", title=about, title_justify="left")
+    for name, count, ms in sorted(found, key=lambda row: -row[2])[:most]:
+        name = name.removeprefix("void ").replace("at::native::", "")
+        name = name if len(name) <= 60 else f"{name[:44]}..{name[-14:]}"
+        out.add_row(escape(name), str(count), f"{ms:.3f}", f"{100 * ms / max(total, 1e-9):.1f}%")
+    Console(width=100).print(out)
+
+
+# --------------------------------------------------------------------------------------------------- chatting on a CPU
+
+
+def bench_chat(model: Transformer) -> list[dict]:
+    """Tokens per second of an answer and ms to read a turn, in fp32 and bf16; the most memory of the process so far."""
+    rows, own = [], model.embed_tokens.weight.dtype
+    rate = read_rate()
+    print(f"memory is read at {rate / 1e9:.1f} GB/s; bf16 instructions: {cli.has_bf16()}", flush=True)
+    model.eval()
+    for dtype in (torch.float32, torch.bfloat16):
+        model.to(dtype)
+        join_weights(model)
+        flops = machine_limits(torch.device("cpu"), dtype)["flops"]
+        for name, n in (("full", 0), ("ccm-concat", 4), ("ccm-merge", 16)):
+            model.add_adapter(n, r=64)
+            rows += attempt(f"a turn, {name}", chat_turn, model, get_method(name), n, rate, flops)
+        model.add_adapter(4, r=64)
+        for kind in (Session, CPUSession):
+            rows += attempt(f"answer, {kind.__name__}", chat_answer, kind, model, rate)
+    model.to(own)
+    join_weights(model)
+    return rows
+
+
+def read_rate() -> float:
+    """Bytes per second of reading memory with all threads: the best of three passes over 256 MiB."""
+    x = torch.ones(2**26)
+    return x.nbytes / min(seconds(lambda: x.sum(), 1, 1) for _ in range(3))
+
+
+CHAT = STEP_SHAPES["chat"]
+
+
+def chat_answer(kind: type[Session], model: Transformer, rate: float) -> dict:
+    """Tokens per second of an answer after 12 contexts. All weights are read once per token."""
+    session = kind(model, get_method("ccm-concat"), 4)
+    texts = random_texts(model, CHAT.contexts + 1, CHAT.context)
+    with torch.no_grad():
+        for text in texts[1:]:
+            session.read(text)
+    time_of = lambda count: seconds(lambda: list(session.generate(texts[0], count, stop_ids=())), 3, 1)
+    took = (time_of(DECODED + 1) - time_of(1)) / DECODED
+    best = rate / (weight_bytes(model) + len(session.memory) * pair_bytes(model))
+    row = {"bench": "chat", "shape": dtype_of(model), "method": f"answer, {kind.__name__}"}
+    row |= {"pairs": len(session.memory), "figure": 1 / took, "unit": "tokens/s", "limit": best}
+    return row | {"share": 1 / took / best, "peak_gib": peak_of_process()}
+
+
+@torch.no_grad()
+def chat_turn(model: Transformer, method: Method, n: int, rate: float, flops: float) -> dict:
+    """ms to read a turn and to compress it, in the mean of 8 turns."""
+    texts = random_texts(model, 8, CHAT.context)
+
+    def read() -> None:
+        session = Session(model, method, n)
+        for text in texts:
+            session.read(text)
+
+    took = seconds(read, 3, 1) / len(texts)
+    matrices, tokens = matrix_weights(model), CHAT.context + n
+    best = max(matrices * model.lm_head.weight.element_size() / rate, 2 * matrices * tokens / flops)
+    row = {"bench": "chat", "shape": dtype_of(model), "method": f"a turn, {method.name}, n = {n}"}
+    row |= {"figure": 1e3 * took, "unit": "ms/turn", "limit": 1e3 * best}
+    return row | {"share": best / took, "peak_gib": peak_of_process()}
+
+
+def dtype_of(model: Transformer) -> str:
+    return str(model.embed_tokens.weight.dtype).removeprefix("torch.")
+
+
+def peak_of_process() -> float:
+    """GiB of the process at most, so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 # ------------------------------------------------------------------------------------------------ decoding and serving
@@ -318,10 +560,13 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
+DETAILS = "peak_gib", "first_s", "input_ms", "step_ms", "host_ms", "mask_ms", "loss_tokens"
+
+
 def show(row: dict) -> dict:
     """Prints a row at once."""
     of = ", ".join(str(row[key]) for key in ("shape", "method", "pairs", "batch") if key in row)
-    more = "".join(f", {key} {row[key]:.1f}" for key in ("peak_gib", "first_s", "input_ms") if key in row)
+    more = "".join(f", {key} {row[key]:.1f}" for key in DETAILS if key in row)
     print(f"{row['bench']}: {of}: {row['figure']:.2f} {row['unit']} ({100 * row['share']:.0f}%){more}", flush=True)
     return row
 
@@ -337,7 +582,16 @@ def table(rows: list[dict], title: str) -> Table:
     return out
 
 
-def bench(what: str, model: Transformer, max_tokens: int | None = None) -> list[dict]:
+def parts_of_all(model: Transformer, device: torch.device) -> tuple[str, ...]:
+    """What "all" measures: `steps` and, on a CPU, `chat` for a small model; the paper's batches for a large one."""
+    if sum(p.numel() for p in model.parameters()) > LARGE_MODEL:
+        return "train", "decode", "serve"
+    return ("steps", "decode", "serve") if device.type == "cuda" else ("steps", "chat", "decode", "serve")
+
+
+def bench(
+    what: str, model: Transformer, max_tokens: int | None = None, shape="chat", only="", profile=False
+) -> list[dict]:
     """The rows of one measurement, or of "all". Prints them as they come, and at the end as a table."""
     weight = model.embed_tokens.weight
     device, dtype = weight.device, weight.dtype
@@ -349,13 +603,18 @@ def bench(what: str, model: Transformer, max_tokens: int | None = None) -> list[
     join_weights(model)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     rows = [{"bench": "machine", "device": name, "dtype": str(dtype).removeprefix("torch.")} | limit]
-    if what in ("train", "all"):
+    parts = parts_of_all(model, device) if what == "all" else (what,)
+    if "train" in parts:
         rows += bench_train(model, limit, sizes, max_tokens or sizes.max_tokens)
         if device.type == "cuda":
             torch._dynamo.reset()
-    if what in ("decode", "all"):
+    if "steps" in parts:
+        rows += bench_steps(model, limit, max_tokens or sizes.row, shape, only, profile)
+    if "chat" in parts:
+        rows += bench_chat(model)
+    if "decode" in parts:
         rows += bench_decode(model, limit, sizes)
-    if what in ("serve", "all"):
+    if "serve" in parts:
         rows += bench_serve(model, limit, sizes)
     Console().print(table(rows[1:], title))
     return rows
@@ -363,7 +622,8 @@ def bench(what: str, model: Transformer, max_tokens: int | None = None) -> list[
 
 def main() -> None:
     options = arguments()
-    rows = bench(options.what, load_model(options.model, *cli.device_and_dtype(options)), options.max_tokens)
+    model = load_model(options.model, *cli.device_and_dtype(options))
+    rows = bench(options.what, model, options.max_tokens, options.shape, options.only, options.profile)
     if options.json:
         write_json(options.json, rows)
 

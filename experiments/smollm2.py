@@ -56,9 +56,9 @@ class Stage:
 
 
 STAGES = [
-    Stage("step1", "full", 0, 32, 4e-4, 500, first_limit=LONGEST),
-    Stage("ccm-concat", "ccm-concat", 4, 64, 1e-3, 1500, "step1", 1.0, 3, fewer=2),
-    Stage("ccm-merge", "ccm-merge", 16, 64, 1e-3, 3000, "ccm-concat", 0.0, 6, places=8),
+    Stage("step1", "full", 0, 32, 4e-4, 1400, first_limit=LONGEST),
+    Stage("ccm-concat", "ccm-concat", 4, 48, 1e-3, 3300, "step1", 1.0, 3, fewer=2),
+    Stage("ccm-merge", "ccm-merge", 16, 48, 1e-3, 5500, "step1", 0.0, 6, places=8),
 ]
 
 

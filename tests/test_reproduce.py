@@ -61,15 +61,17 @@ def test_a_failed_stage(call, tmp_path):
 
 
 def test_streaming_a_book(call, tmp_path):
-    """A base model and adapters of one text, which then stream another."""
+    """A base model and adapters of one text, which then stream another. A second call shows the table only."""
     for name in ("train", "book"):
         (tmp_path / f"{name}.txt").write_text("\n".join(turn for one in dialogues(200) for turn in one))
     shape = "--shape=--dim 16 --ffn 24 --layers 1 --heads 2 --vocab 600"
-    sizes = ["--steps", 2, "--batch", 2, "--adapter-steps", 2, "--adapter-batch", 2, "--tokens", 300, "--window", 64]
+    sizes = ["--steps", 2, "--batch", 2, "--adapter-steps", 2, "--length", 150, "--row-tokens", 300, "--r", 4]
     arguments = [tmp_path / "train.txt", tmp_path / "book.txt", "--out", tmp_path / "out", shape, *sizes]
-    status, printed = call(books, *arguments, "--token-by-token", 0, "--more=--device cpu")
+    arguments += ["--tokens", 300, "--window", 64, "--device", "cpu", "--more=--device cpu"]
+    status, printed = call(books, *arguments)
     assert status == 0, printed
-    for adapter in ("ccm-concat", "ccm-merge"):
-        rows = json.loads((tmp_path / "out" / f"book-64-{adapter}.json").read_text())
-        assert [row["tokens"] for row in rows] == [300, 300] and rows[1]["method"].startswith(adapter)
-    assert printed.count("sliding window") == 2
+    rows = json.loads((tmp_path / "out" / "book.json").read_text())
+    assert [row["method"] for row in rows] == ["sliding window", "ccm-concat, n = 2", "ccm-merge, n = 8"]
+    assert [row["tokens"] for row in rows] == [300] * 3 and all("below_window" in row for row in rows[1:])
+    status, again = call(books, *arguments)
+    assert status == 0 and "python -m" not in again and "step 0" not in again and "sliding window" in again

@@ -146,15 +146,16 @@ class PackedForward:
         blocks: tuple[Blocks | None, ...] = (None,) * 3,
         weights: Tensor | None = None,
         lora: bool = True,
+        hidden: bool = False,
     ) -> Tensor:
         """Logits (B * R, vocab_size) at batch.loss_index, where the padding has a loss weight of 0.
 
         blocks: block_mask.batch_blocks, if known. weights: merge by these (T, T, 1 or n), not by those of the method.
-        lora: False leaves LoRA out, so text is the base model's own.
+        lora: False leaves LoRA out, so text is the base model's own. hidden: return what lm_head gets, (B * R, dim).
         """
-        return self.forward(method, batch, blocks, weights, lora)
+        return self.forward(method, batch, blocks, weights, lora, hidden)
 
-    def _forward(self, method: Method, batch: PackedBatch, blocks, weights, lora: bool) -> Tensor:
+    def _forward(self, method: Method, batch: PackedBatch, blocks, weights, lora: bool, hidden: bool) -> Tensor:
         model, layers = self.model, list(self.model.layers)
         dtype = model.embed_tokens.weight.dtype
         if method.merge_rate and weights is None and len(batch.slots):
@@ -193,7 +194,8 @@ class PackedForward:
                 x = checkpoint(self.block, *inputs, use_reentrant=False)
             else:
                 x = self.block(*inputs)
-        return model.lm_head(model.norm(x))[0]
+        x = model.norm(x)[0]
+        return x if hidden else model.lm_head(x)
 
     @torch.no_grad()
     def _prefix_keys_and_values(self, prefix: PackedBatch, kv: PackedKV) -> list[Pair]:

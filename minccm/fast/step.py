@@ -13,7 +13,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from minccm.fast import distributed
@@ -21,6 +20,7 @@ from minccm.fast.block_mask import Blocks, batch_blocks
 from minccm.fast.driver import PackedForward
 from minccm.fast.fused import join_weights
 from minccm.fast.graphs import Replayed
+from minccm.fast.loss import chunked_loss, weighted_loss
 from minccm.fast.packing import NO_MIN_SIZES, PackedBatch, fill_rows, pack_rows
 from minccm.fast.sparse_merge import Mixture, mixed_weights
 from minccm.methods import METHODS, Method
@@ -73,20 +73,6 @@ def teacher_method(method: Method) -> Method:
     return replace(method, attends=METHODS["full"].attends, merge_rate=None, learned=(), conditional=True)
 
 
-def weighted_loss(logits: Tensor, batch: PackedBatch, teacher: Tensor | None = None, distill: float = 0.0) -> Tensor:
-    """The sum over R tokens of weight * cross-entropy in nats, plus, where the weight is at least 1, distill * KL.
-
-    logits: (R, vocab_size). KL(teacher || student) is in nats; teacher: its logits (R, vocab_size).
-    """
-    dtype, weights = torch.promote_types(logits.dtype, torch.float32), batch.loss_weights.flatten()
-    loss = (F.cross_entropy(logits.to(dtype), batch.labels.flatten(), reduction="none") * weights).sum()
-    if teacher is None:
-        return loss
-    logits, teacher = (x.to(dtype).log_softmax(-1) for x in (logits, teacher))
-    kl = F.kl_div(logits, teacher, log_target=True, reduction="none").sum(-1)  # (R,)
-    return loss + distill * (kl * (weights >= 1)).sum()
-
-
 @dataclass
 class Packing:
     """Makes the batches of a step, in the workers of a data loader. It knows nothing of the model."""
@@ -136,6 +122,7 @@ class FastStep:
         if max_tokens is None and not replay:
             max_tokens = _max_tokens(model, options, context_loss)
         self.batches = Packing(method, options, max_tokens, max(128, (max_tokens or 0) // 8 // 128 * 128))
+        self.chunked = frozen and not options.fsdp  # the loss; fsdp has W of lm_head only during a forward pass
         self.trained = [p for p in model.parameters() if p.requires_grad]
         self.replayed = Replayed(self._gradients)
 
@@ -164,7 +151,7 @@ class FastStep:
         mixture: merge by the weighted sum of these methods' merge weights, not by the method's own.
         """
         batches, total = self._on_device(batches), torch.zeros((), device=self.device)
-        blocks = [self._blocks(batch) for batch in batches]  # before all else, as the CPU waits for the GPU here
+        blocks = [self.blocks(batch) for batch in batches]  # before all else, as the CPU waits for the GPU here
         for batch, of_batch in zip(batches, blocks):
             weights = mixture and mixed_weights(mixture, batch.merge_index.shape[2], self.device)
             if self.options.replay:
@@ -187,13 +174,17 @@ class FastStep:
         return [batch.to(self.device) for batch in batches]
 
     def loss(self, batch: PackedBatch, weights: Tensor | None = None, *blocks) -> Tensor:
-        """weighted_loss of one batch. weights: merge by these. blocks: as _blocks returns them, if known."""
+        """loss.weighted_loss of one batch. weights: merge by these. blocks: as `blocks` returns them, if known."""
         of_student, of_teacher = blocks or ((None,) * 3, (None,) * 3)
-        logits, teacher = self.forward(self.method, batch, of_student, weights), None
+        output = self.forward(self.method, batch, of_student, weights, hidden=self.chunked)
+        teacher, about = None, (batch.labels.flatten(), batch.loss_weights.flatten())
         if self.distill:
             with torch.no_grad():
-                teacher = self.forward(*self._teacher(batch), of_teacher, lora=False)
-        return weighted_loss(logits, batch, teacher, self.distill)
+                teacher = self.forward(*self._teacher(batch), of_teacher, lora=False, hidden=self.chunked)
+        if not self.chunked:
+            return weighted_loss(output, *about, teacher, self.distill)
+        compile = self.options.compile and output.is_cuda
+        return chunked_loss(output, self.model.lm_head.weight, *about, teacher, self.distill, compile)
 
     @torch.no_grad()
     def held_out_loss(self, batches: list[PackedBatch]) -> float:
@@ -209,7 +200,7 @@ class FastStep:
         """The teacher's method and batch: its last layer reads the contexts, too."""
         return teacher_method(self.method), replace(batch, last=None)
 
-    def _blocks(self, batch: PackedBatch) -> tuple[tuple[Blocks | None, ...], ...]:
+    def blocks(self, batch: PackedBatch) -> tuple[tuple[Blocks | None, ...], ...]:
         """block_mask.batch_blocks for the student and for the teacher, where FlexAttention needs them."""
         nothing = (None,) * 3
         if not self.flex:

@@ -1,0 +1,131 @@
+"""Answers at batch 1 on a CPU, close to the time that reading all weights takes.
+
+A token of an answer is a product of each weight matrix with one vector, so the rate of reading memory is the limit.
+
+- PyTorch computes such products in bf16 with oneDNN by default. PyTorch's own kernel is about twice as fast for a
+  single vector. So oneDNN is off while a token is computed. Longer inputs keep it.
+- Keys and values are written to buffers in place. Weights are joined (fused.py), so there are fewer, longer products.
+- The queries of a key/value head are a batch of rows for it. So attention copies no keys for grouped queries.
+
+    session = CPUSession(model, method, n)          # a Session, with the same numbers
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from minccm.fast.fused import join_weights
+from minccm.memory import Memory
+from minccm.methods import Method, TokenInfo, attention_mask
+from minccm.model import Block, Transformer, rotary_table
+from minccm.sequence import step_rows
+from minccm.session import Session, StepKV, sample
+
+
+@contextmanager
+def without_onednn():
+    """Turns oneDNN off for a while."""
+    before = torch.backends.mkldnn.enabled
+    torch.backends.mkldnn.enabled = False
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.enabled = before
+
+
+class Answer:
+    """The logits of an answer, token by token, after a memory and an input."""
+
+    def __init__(self, model: Transformer, method: Method, memory: Memory, kv: StepKV, count: int):
+        """kv: the keys, values and info of the input. count: tokens of the answer at most."""
+        self.model, held, length = model, TokenInfo.cat([memory.info, kv.info]), len(kv.info)
+        start = memory.tokens + length
+        info = TokenInfo.from_rows(step_rows(method, 0, count, memory.step, start, question=1)[1])
+        self.buffers = []  # keys and values of each layer: (kv_heads, K, head_dim)
+        for past, new in ((memory.keys, kv.keys), (memory.values, kv.values)):
+            new = torch.stack(new)  # (layers, kv_heads, N, head_dim)
+            space = new.new_empty(*new.shape[:2], count, new.shape[3])
+            self.buffers.append(torch.cat([past.to(new.dtype), new, space], 2))
+        mask = attention_mask(method, info, TokenInfo.cat([held, info]))  # bool (count, K)
+        self.place = len(held)
+        self.masks = [mask[i, : self.place + i + 1] for i in range(count)]
+        self.masks = [None if row.all() else row for row in self.masks]
+        positions = memory.text + length + torch.arange(count)
+        cos, sin = rotary_table(positions[None], model.frequencies, model.embed_tokens.weight.dtype)
+        self.rotations = list(zip(torch.cat([cos, cos], -1)[0, 0], torch.cat([-sin, sin], -1)[0, 0]))
+        self.count = 0
+
+    def __call__(self, token: int) -> Tensor:
+        """Logits (1, vocab_size) after one more token of the answer."""
+        x = self.model.embed_tokens.weight[token][None]  # (1, dim)
+        about = *self.rotations[self.count], self.place + self.count, self.masks[self.count]
+        with without_onednn():
+            for block, keys, values in zip(self.model.layers, *self.buffers):
+                x = one_token(block, x, keys, values, *about)
+            self.count += 1
+            return F.linear(rms_norm(self.model.norm, x), self.model.lm_head.weight)
+
+
+def rms_norm(norm: nn.RMSNorm, x: Tensor) -> Tensor:
+    """norm(x) of one token, x (1, dim), by fewer operations."""
+    exact = x.to(torch.promote_types(x.dtype, torch.float32))
+    mean = float(exact[0].dot(exact[0])) / exact.shape[1]
+    return (exact * (mean + norm.eps) ** -0.5 * norm.weight).to(x.dtype)
+
+
+def one_token(
+    block: Block, x: Tensor, keys: Tensor, values: Tensor, cos: Tensor, sin: Tensor, place: int, mask: Tensor | None
+) -> Tensor:
+    """Block.forward of one token, x (1, dim) -> (1, dim), without LoRA. Its key and value go to `place` of the buffers.
+
+    keys, values: (kv_heads, K, head_dim). cos, sin: (head_dim,), for channels i and i + head_dim / 2; sin is negative
+    in the first half. mask: bool (place + 1,); None: all keys up to `place` are attended.
+    """
+    attention, mlp, kv_heads, head_dim = block.self_attn, block.mlp, len(keys), len(cos)
+    qkv = F.linear(rms_norm(block.input_layernorm, x), attention.qkv).view(-1, head_dim)
+    values[:, place] = qkv[-kv_heads:]
+    qk = qkv[:-kv_heads].to(cos.dtype)
+    qk = torch.addcmul(qk * cos, qk.roll(head_dim // 2, 1), sin).to(x.dtype)
+    keys[:, place] = qk[-kv_heads:]
+    q = qk[:-kv_heads].view(1, kv_heads, -1, head_dim)
+    y = F.scaled_dot_product_attention(q, keys[None, :, : place + 1], values[None, :, : place + 1], mask)
+    x = x + F.linear(y.reshape(1, -1), attention.o_proj.weight)
+    gate, up = F.linear(rms_norm(block.post_attention_layernorm, x), mlp.gate_up).chunk(2, -1)
+    return x + F.linear(F.silu(gate) * up, mlp.down_proj.weight)
+
+
+class CPUSession(Session):
+    """A Session whose answers are computed as above. It reads as a Session does."""
+
+    def __init__(self, model: Transformer, method: Method, n: int):
+        super().__init__(model, method, n)
+        join_weights(model)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        ids: list[int],
+        max_tokens: int = 64,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        generator: torch.Generator | None = None,
+        stop_ids: tuple[int, ...] | None = None,
+    ) -> Iterator[int]:
+        """As Session.generate."""
+        if not self.method.conditional:  # LoRA acts on text, too
+            yield from super().generate(ids, max_tokens, temperature, top_p, generator, stop_ids)
+            return
+        stop_ids = (self.model.config.eos_id,) if stop_ids is None else stop_ids
+        logits, kv, _ = self._forward(self.memory, ids, question=1)
+        answer = Answer(self.model, self.method, self.memory, kv, max_tokens)
+        for i in range(max_tokens):
+            token = int(sample(logits[-1:], temperature, top_p, generator))
+            if token in stop_ids:
+                return
+            yield token
+            if i + 1 < max_tokens:
+                logits = answer(token)
