@@ -35,12 +35,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 from torch import Tensor
 
 from experiments.common import seconds
+from minccm.extra.tables import new_table, print_table
 from minccm.extra.training import PlainStep
 from minccm.fast.conversations import Conversations
 from minccm.fast.cpu_decode import CPUSession
@@ -344,12 +343,12 @@ def show_profile(found: list[tuple[str, int, float]], took: float, title: str, m
     total = sum(ms for _, _, ms in found)
     calls = sum(count for _, count, _ in found)
     about = f"{title}: {calls} kernels, {total:.2f} ms of {1e3 * took:.2f} ms a step"
-    out = Table("kernel", "calls", "ms", "share", title=about, title_justify="left")
+    out = new_table(about, "kernel", "calls", "ms", "share")
     for name, count, ms in sorted(found, key=lambda row: -row[2])[:most]:
         name = name.removeprefix("void ").replace("at::native::", "")
-        name = name if len(name) <= 60 else f"{name[:44]}..{name[-14:]}"
+        name = name if len(name) <= 52 else f"{name[:36]}..{name[-14:]}"
         out.add_row(escape(name), str(count), f"{ms:.3f}", f"{100 * ms / max(total, 1e-9):.1f}%")
-    Console(width=100).print(out)
+    print_table(out)
 
 
 # --------------------------------------------------------------------------------------------------- chatting on a CPU
@@ -571,15 +570,16 @@ def show(row: dict) -> dict:
     return row
 
 
-def table(rows: list[dict], title: str) -> Table:
-    """All rows."""
-    names = "figure", "method", "KV pairs", "batch", "measured", "limit", "share"
-    out = Table(*names, title=title, title_justify="left")
+def show_table(rows: list[dict], title: str) -> None:
+    """Prints all rows."""
+    table = new_table(title, "figure", "pairs", "batch", "measured", "", "limit", "share")
+    table.columns[4].justify = "left"
     for row in rows:
-        what = f"{row['bench']} {row.get('shape', '')}"
-        cells = [what] + [str(row.get(key, "")) for key in ("method", "pairs", "batch")]
-        out.add_row(*cells, f"{row['figure']:.4g} {row['unit']}", f"{row['limit']:.4g}", f"{100 * row['share']:.0f}%")
-    return out
+        what = " ".join(str(row[key]) for key in ("bench", "shape", "method") if row.get(key))
+        figures = [f"{row[key]:,.0f}" if row[key] >= 1000 else f"{row[key]:.4g}" for key in ("figure", "limit")]
+        cells = [str(row.get(key, "")) for key in ("pairs", "batch")]
+        table.add_row(what, *cells, figures[0], row["unit"], figures[1], f"{100 * row['share']:.0f}%")
+    print_table(table)
 
 
 def parts_of_all(model: Transformer, device: torch.device) -> tuple[str, ...]:
@@ -616,7 +616,7 @@ def bench(
         rows += bench_decode(model, limit, sizes)
     if "serve" in parts:
         rows += bench_serve(model, limit, sizes)
-    Console().print(table(rows[1:], title))
+    show_table(rows[1:], title)
     return rows
 
 

@@ -11,12 +11,11 @@ the shorter memory begins to save more of them than the COMP tokens cost.
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from tqdm import tqdm
 
 from experiments.common import pyplot, seconds
 from minccm.extra.evaluate import save_figure
+from minccm.extra.tables import new_table, print_table
 from minccm.io import options as cli
 from minccm.io.config import SHAPES
 from minccm.io.files import write_json
@@ -125,7 +124,6 @@ def main() -> None:
 
 def show(rows: list[dict], pays: list[dict], title: str) -> None:
     """Prints a table for each quantity, by length of context, and where compression begins to save operations."""
-    console = Console()
     cells = {
         "ms to read (and compress) 50 tokens": lambda row: f"{1000 * row['read_s']:.1f}",
         f"ms to answer, {INPUT} tokens in and {OUTPUT} out": lambda row: f"{1000 * row['answer_s']:.0f}",
@@ -136,21 +134,18 @@ def show(rows: list[dict], pays: list[dict], title: str) -> None:
     for heading, cell in cells.items():
         if not any(map(cell, rows)):
             continue
-        table = Table(title=f"{heading} ({title})", title_justify="left")
-        table.add_column("tokens of context")
-        for length in dict.fromkeys(row["context"] for row in rows):
-            table.add_column(f"{length:,}", justify="right")
+        lengths = dict.fromkeys(row["context"] for row in rows)
+        table = new_table(f"{heading} ({title})", "tokens of context", *(f"{length:,}" for length in lengths))
         for method in dict.fromkeys(row["method"] for row in rows):
             line = [row for row in rows if row["method"] == method]
             table.add_row(f"{method}, n = {line[0]['n']}" if line[0]["n"] else method, *map(cell, line))
-        console.print(table)
-    table = Table(title="length of context at which compression begins to save FLOP", title_justify="left")
-    for heading in ("shape", "method", "n = 1", "2", "4", "8"):
-        table.add_column(heading, justify="left" if heading in ("shape", "method") else "right")
+        print_table(table)
+    heading = "length of context at which compression begins to save FLOP"
+    table = new_table(heading, "shape", "method", "n = 1", "2", "4", "8", left=2)
     for shape, method in dict.fromkeys((row["shape"], row["method"]) for row in pays):
         line = [row["pays_from"] for row in pays if (row["shape"], row["method"]) == (shape, method)]
         table.add_row(shape, method, *(f"{x:,}" if x else "never" for x in line))
-    console.print(table)
+    print_table(table)
 
 
 def picture(rows: list[dict], path: Path, name: str) -> None:

@@ -20,8 +20,6 @@ from zlib import crc32
 import numpy as np
 import torch
 import torch.nn.functional as F
-from rich.console import Console
-from rich.table import Table
 
 from data import dialog, prepared
 from data.running import part, read_text
@@ -30,6 +28,7 @@ from experiments.common import pyplot
 from experiments.real_model import free_memory
 from experiments.stream import ROWS, kv_bytes, measure
 from minccm.extra.evaluate import save_figure
+from minccm.extra.tables import new_table, print_table
 from minccm.fast.inference import block_forward, embed
 from minccm.io import options as cli
 from minccm.io.adapters import load_adapter
@@ -253,14 +252,14 @@ def show(rows: list[dict]) -> None:
     """Prints a table for each size of the cache."""
     lengths = sorted({row["length"] for row in rows})
     for window in sorted({row["window"] for row in rows} - {0}, reverse=True):
-        table = Table("text", "cache", *(f"{length:,} tokens" for length in lengths), "KiB", title_justify="left")
-        table.title = f"perplexity with {window} KV pairs; in brackets, how much below the sliding window"
+        title = f"perplexity with {window} KV pairs; in brackets, how much below the sliding window"
+        table = new_table(title, "text", "cache", *(f"{length:,} tokens" for length in lengths), "KiB", left=2)
         some = [row for row in rows if row["window"] in (0, window)]
         for domain, cache in dict.fromkeys((row["domain"], row["cache"]) for row in some):
             line = {row["length"]: row for row in some if (row["domain"], row["cache"]) == (domain, cache)}
             cells = [cell(line[length]) if length in line else "" for length in lengths]
             table.add_row(domain, cache, *cells, f"{max(row['kv_bytes'] for row in line.values()) / 1024:.0f}")
-        Console(width=140).print(table)
+        print_table(table)
 
 
 def cell(row: dict) -> str:

@@ -30,14 +30,13 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 from tqdm import tqdm
 
 from data import dialog
 from experiments.common import adapter_folders, add_adapters, pyplot
 from minccm.extra.evaluate import memory_pairs, save_figure
+from minccm.extra.tables import new_table, print_table
 from minccm.fast.conversations import Conversations
 from minccm.io import options as cli
 from minccm.io.adapters import load_adapter
@@ -310,7 +309,6 @@ def main() -> None:
 
 def show(recalls: list[dict], perplexities: list[dict]) -> None:
     """Prints the tables."""
-    console = Console(width=120)
     if recalls:
         title = f"recall in conversations without end: a fact told 1 to {NEAR}, {NEAR + 1} to {FAR} turns ago"
         headings = ("method", "n", "turn", f"1 to {NEAR}", "questions", f"{NEAR + 1} to {FAR}", "questions")
@@ -318,7 +316,7 @@ def show(recalls: list[dict], perplexities: list[dict]) -> None:
             (row["method"], str(row["n"]), f"{row['turn']:,}", *share(row, "near"), *share(row, "far"), *size(row))
             for row in recalls
         ]
-        console.print(make_table(title, headings, rows))
+        show_table(title, headings, rows)
     if perplexities:
         title = (
             f"perplexity of one conversation; probe: the same {perplexities[0]['probe_tokens']:,} tokens at each mark"
@@ -329,7 +327,7 @@ def show(recalls: list[dict], perplexities: list[dict]) -> None:
             cells = f"{row['perplexity']:,.3f}", f"{row['probe']:,.3f}"
             change = f"{row['probe'] / first[row['method']]['probe'] - 1:+.2%}"
             rows.append((row["method"], str(row["n"]), f"{row['tokens']:,}", *cells, change, *size(row)))
-        console.print(make_table(title, headings, rows))
+        show_table(title, headings, rows)
 
 
 def share(row: dict, distance: str) -> tuple[str, str]:
@@ -343,14 +341,12 @@ def size(row: dict) -> tuple[str, str]:
     return f"{row['pairs']:,}", f"{row['kv_bytes'] / 1024:,.0f}"
 
 
-def make_table(title: str, headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
-    """A table whose last two columns are pairs and KiB."""
-    table = Table(title=title, title_justify="left")
-    for heading in (*headings, "pairs", "KiB"):
-        table.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=True)
+def show_table(title: str, headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    """Prints a table whose last two columns are pairs and KiB."""
+    table = new_table(title, *headings, "pairs", "KiB")
     for i, row in enumerate(rows):
         table.add_row(*row, end_section=i + 1 < len(rows) and rows[i + 1][0] != row[0])
-    return table
+    print_table(table)
 
 
 def picture(recalls: list[dict], perplexities: list[dict], path: Path) -> None:

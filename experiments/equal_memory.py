@@ -11,8 +11,6 @@ it does not act on them.
 
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
 from tqdm import tqdm
 
 import data
@@ -20,6 +18,7 @@ from data.encode import encoder
 from experiments.common import add_adapters, open_adapters, pyplot
 from minccm.extra.evaluate import BASELINES, METRICS, Evaluator, Run, save_figure, step1_name
 from minccm.extra.eviction import POLICIES, EvictionEvaluator
+from minccm.extra.tables import new_table, print_table
 from minccm.io import options as cli
 from minccm.io.files import write_json
 from minccm.io.options import whole
@@ -80,10 +79,7 @@ def show(rows: list[dict]) -> None:
         of_data = [row for row in rows if (row["data"], row["base"]) == (name, base)]
         metric, steps = metric_of(of_data[0]), sorted({row["time_step"] for row in of_data})
         title = f"{name}: {METRICS[metric]} with equally many KV pairs" + f" ({base})" * bool(base)
-        table = Table(title=title, title_justify="left")
-        table.add_column("memory")
-        for step in (*steps, None):
-            table.add_column(f"t={step}" if step else f"KiB, t={steps[-1]}", justify="right", no_wrap=True)
+        table = new_table(title, "memory", *(f"t={step}" for step in steps), f"KiB, t={steps[-1]}")
         for like in dict.fromkeys(row["like"] for row in of_data):
             section = [row for row in of_data if row["like"] == like]
             for method in dict.fromkeys(row["method"] for row in section):
@@ -95,7 +91,7 @@ def show(rows: list[dict]) -> None:
                 cells = [f"{at[step][metric]:{form}}" if step in at else "" for step in steps]
                 table.add_row(method, *cells, f"{at[max(at)]['kv_bytes'] / 1024:,.0f}")
             table.add_section()
-        Console(width=120).print(table)
+        print_table(table)
 
 
 def picture(rows: list[dict], path: Path) -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
@@ -19,6 +18,7 @@ from data import dialog
 from experiments.common import Adapted, add_adapters, open_adapters, pyplot
 from minccm.extra.evaluate import save_figure
 from minccm.extra.inside import ListeningSession
+from minccm.extra.tables import new_table, print_table
 from minccm.io import options as cli
 from minccm.io.options import whole
 from minccm.io.tokenizer import Tokenizer
@@ -145,17 +145,13 @@ def memory_by_step(adapted: Adapted, turns: list[str]) -> dict[str, Tensor]:
 
 def show_memory(panels: dict[str, Tensor], turns: int, title: str) -> None:
     """Prints a table for each panel, of at most eight steps."""
-    console = Console()
     for heading, numbers in panels.items():
-        table = Table(title=f"{heading} ({title})", title_justify="left")
-        table.add_column("layer")
         count = numbers.shape[1]
         shown = sorted({round(i * (count - 1) / 7) for i in range(8)})
-        for i in shown:
-            table.add_column(f"t={turns - count + 1 + i}", justify="right")
+        table = new_table(f"{heading} ({title})", "layer", *(f"t={turns - count + 1 + i}" for i in shown))
         for layer, row in enumerate(numbers.tolist()):
             table.add_row(str(layer), *(f"{row[i]:.2f}" for i in shown))
-        console.print(table)
+        print_table(table)
 
 
 def draw_memory(panels: dict[str, Tensor], turns: int, title: str, path: Path) -> None:

@@ -24,7 +24,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -462,7 +461,7 @@ def report(out: Path, options) -> None:
         rows += read_json(path)
     evaluate.close_gaps(rows)
     rows = evaluate.average(rows)
-    evaluate.show(rows, console=Console(width=160))
+    evaluate.show(rows)
     write_json(out / "results.json", rows)
     write_text(out / "results.md", markdown(rows))
     evaluate.picture(rows, out / "results.png")

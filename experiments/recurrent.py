@@ -16,13 +16,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from tqdm import tqdm
 
 import data
 from data.encode import check_length, encoder
 from minccm.extra.recurrent import forward_recurrent
+from minccm.extra.tables import new_table, print_table
 from minccm.io import options as cli
 from minccm.io.adapters import save_adapter
 from minccm.io.files import write_json
@@ -128,16 +127,14 @@ def main() -> None:
 
 def show(results: dict[str, dict], title: str, options, difference: float) -> None:
     """Prints the table."""
-    table = Table(title=title, title_justify="left")
-    for heading in ("training", "ms a sample", "peak MiB", "loss, first step", "last step"):
-        table.add_column(heading, justify="left" if heading == "training" else "right")
+    table = new_table(title, "training", "ms a sample", "peak MiB", "loss, first step", "last step")
     for name, result in results.items():
         peak = f"{result['peak_bytes'] / 2**20:.0f}" if result["peak_bytes"] is not None else "on GPUs only"
         losses = f"{result['losses'][0]:.5f}", f"{result['losses'][-1]:.5f}"
         table.add_row(name, f"{1000 * result['seconds'] / options.batch:.2f}", peak, *losses)
     faster = results["recurrent"]["seconds"] / results["parallel"]["seconds"]
     table.caption = f"parallel is {faster:.1f} times faster; gradients differ by {difference:.0e} of the largest"
-    Console().print(table)
+    print_table(table)
 
 
 if __name__ == "__main__":

@@ -21,8 +21,6 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 from tqdm import tqdm
 
@@ -31,6 +29,7 @@ from data.running import read_text
 from experiments.common import adapter_folders, add_adapters, pyplot
 from minccm.extra.evaluate import save_figure
 from minccm.extra.stream import Stream, max_slots
+from minccm.extra.tables import new_table, print_table
 from minccm.io import options as cli
 from minccm.io.adapters import load_adapter
 from minccm.io.files import write_json
@@ -234,12 +233,9 @@ def main() -> None:
 
 def show(drifts: list[dict], recalls: list[dict], window: int) -> None:
     """Prints the three tables: perplexity, recall, merged memory."""
-    console = Console()
     marks = sorted({row["tokens"] for row in drifts})
-    table = Table(title=f"perplexity of the last fifth before each mark, {window} pairs", title_justify="left")
-    table.add_column("cache")
-    for heading in (*(f"{mark:,}" for mark in marks), "KV KiB", "peak MiB at 10,000", "at the end"):
-        table.add_column(heading, justify="right")
+    headings = "cache", *(f"{mark:,}" for mark in marks), "KV KiB", "peak MiB at 10,000", "at the end"
+    table = new_table(f"perplexity of the last fifth before each mark, {window} pairs", *headings)
     for method in dict.fromkeys(row["method"] for row in drifts):
         at = {row["tokens"]: row for row in drifts if row["method"] == method}
         cells = [f"{at[mark]['perplexity']:.2f}" if mark in at else "" for mark in marks]
@@ -247,25 +243,20 @@ def show(drifts: list[dict], recalls: list[dict], window: int) -> None:
         table.add_row(method, *cells, f"{max(row['kv_bytes'] for row in at.values()) / 1024:.0f}", *peaks)
     if not all(row["finite"] for row in drifts):
         table.caption = "NOT FINITE: " + ", ".join({row["method"] for row in drifts if not row["finite"]})
-    console.print(table)
-    table = Table(title="recall of a fact told n turns ago", title_justify="left")
-    table.add_column("memory")
-    for distance in DISTANCES:
-        table.add_column(f"n={distance}", justify="right")
+    print_table(table)
+    table = new_table("recall of a fact told n turns ago", "memory", *(f"n={distance}" for distance in DISTANCES))
     for method in dict.fromkeys(row["method"] for row in recalls):
         table.add_row(method, *(f"{100 * row['recall']:.0f}%" for row in recalls if row["method"] == method))
     table.caption = f"{recalls[0]['questions']} questions at each distance"
-    console.print(table)
+    print_table(table)
     if merged := [row for row in drifts if "norm" in row]:
-        table = Table(title="merged memory", title_justify="left")
-        headings = ("adapter", "tokens", "keys, rms", "values, rms", "moved since the mark before", "from the mean")
-        for heading in headings:
-            table.add_column(heading, justify="left" if heading == "adapter" else "right")
+        headings = "adapter", "tokens", "keys, rms", "values, rms", "moved since the mark before", "from the mean"
+        table = new_table("merged memory", *headings)
         for row in merged:
             moved = "" if row["moved"] is None else f"{100 * row['moved']:.1f}%"
             error = f"{row['error']:.0e}" if "error" in row else ""
             table.add_row(row["method"], f"{row['tokens']:,}", *(f"{x:.4f}" for x in row["norm"]), moved, error)
-        console.print(table)
+        print_table(table)
 
 
 def picture(drifts: list[dict], recalls: list[dict], path: Path) -> None:

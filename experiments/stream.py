@@ -18,8 +18,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 from tqdm import tqdm
 
@@ -27,6 +25,7 @@ from data.running import read_text
 from experiments.common import add_adapters, open_adapters, pyplot
 from minccm.extra.evaluate import save_figure
 from minccm.extra.stream import Stream, max_slots
+from minccm.extra.tables import new_table, print_table
 from minccm.fast.inference import block_forward, embed, lora_tokens
 from minccm.io import options as cli
 from minccm.io.files import write_json
@@ -35,7 +34,6 @@ from minccm.methods import COMP, SLOT, Method, TokenInfo, merge_weights
 from minccm.model import Transformer, rotary_frequencies, rotary_table, rotate
 
 ROWS = 4096  # logits that are computed at a time
-WIDTH = 120  # of the table
 
 
 @dataclass(frozen=True)
@@ -324,10 +322,9 @@ def compare(rows: list[dict]) -> None:
 
 def show(rows: list[dict]) -> None:
     """Prints the table, with the columns that some row has."""
-    table = Table(title=f"{rows[0]['file']}: {rows[0]['tokens']:,} tokens streamed", title_justify="left")
     columns = {  # heading: key, format
-        "window": ("window", "{}"),
         "cache (pairs of memory)": ("method", "{}"),
+        "window": ("window", "{}"),
         "perplexity": ("perplexity", "{:.3f}"),
         "below window": ("below_window", "{:.1%}"),
         "KiB": ("kv_bytes", "{:.0f}"),
@@ -335,12 +332,11 @@ def show(rows: list[dict]) -> None:
         "one by one": ("tokens_per_s_one_by_one", "{:,.0f}"),
     }
     columns = {heading: of for heading, of in columns.items() if any(of[0] in row for row in rows)}
-    for heading in columns:
-        table.add_column(heading, justify="left" if "cache" in heading else "right")
+    table = new_table(f"{rows[0]['file']}: {rows[0]['tokens']:,} tokens streamed", *columns)
     for row in rows:
         row = row | {"kv_bytes": row["kv_bytes"] / 1024}
         table.add_row(*(form.format(row[key]) if key in row else "" for key, form in columns.values()))
-    Console(width=WIDTH).print(table)
+    print_table(table)
 
 
 def picture(curves: dict[tuple[int, str], np.ndarray], path: Path) -> None:

@@ -10,13 +10,12 @@ some 30 contexts lie between, half of them in the model's own words, and a wrong
 import random
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
 from tqdm import tqdm
 
 from data import dialog
 from experiments.common import adapter_folders, add_adapters
 from minccm.extra.conversation import Conversation, open_conversation
+from minccm.extra.tables import new_table, print_table
 from minccm.io import options as cli
 from minccm.io.files import write_json
 from minccm.io.options import load_method, whole
@@ -74,10 +73,10 @@ def measure(options, folder: Path | None) -> dict:
 def main() -> None:
     options = arguments()
     rows = [measure(options, folder) for folder in (None, *adapter_folders(options))]
-    table = Table("method", *TOLD, "all three", title=f"answered right in {options.talks} conversations")
+    table = new_table(f"answered right in {options.talks} conversations", "method", *TOLD, "all three")
     for row in rows:
         table.add_row(row["method"], *(f"{row[key]:.0%}" for key in (*TOLD, "all")))
-    Console().print(table)
+    print_table(table)
     if options.json:
         write_json(options.json, rows)
 

@@ -1,12 +1,16 @@
 """The generator of everyday chats: the same everywhere, answerable from earlier messages, and varied."""
 
+import random
 import re
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import data
 from data import everyday
 from data.chats import check_chat
+from data.scenes import plural, scene
 
 CHATS = [everyday.sample("train", index) for index in range(300)]
 
@@ -78,3 +82,31 @@ def test_through_data():
 def test_unknown_split():
     with pytest.raises(ValueError, match="unknown split"):
         everyday.sample("dev", 0)
+
+
+@given(st.integers(0, 10**9))
+@settings(max_examples=200, deadline=None)
+def test_scenes_answer_their_questions(seed):
+    """Each question of a scene is answered by what was told, and the assistant says "you" and "your"."""
+    lines, asked = scene(random.Random(seed), ["my aunt", "Tomasz"])
+    told = " ".join(lines).lower()
+    for question, reply, value in asked:
+        assert question.endswith("?") and value and value.lower() in reply.lower()
+        said = re.sub(r"\byour\b", "my", value.lower()).split()
+        assert any(re.sub(r"\bour\b", "my", told).count(word) for word in said), (told, value)
+        assert not re.search(r"\b(my|I|our|me)\b", reply), reply
+
+
+def test_plural():
+    """Plural forms, also of nouns with "of" and irregular ones."""
+    forms = {
+        "plate": "plates",
+        "box": "boxes",
+        "berry": "berries",
+        "mouse": "mice",
+        "loaf": "loaves",
+        "bunch of flowers": "bunches of flowers",
+        "tree house": "tree houses",
+        "potato": "potatoes",
+    }
+    assert {noun: plural(noun) for noun in forms} == forms

@@ -63,7 +63,7 @@ def test_fixed_shapes(name):
     method = get_method(name)
     step = FastStep(random_model(4), method, FastOptions(pack=True, prune=True))
     step.options = step.batches.options = replace(step.options, replay=True)  # as on a GPU
-    step.batches.max_tokens = None
+    step.batches.max_tokens, step.largest = None, 65536
     steps = [dialogues(method, 4, 12, seed) for seed in range(20)]
     step.fix_shapes(steps[-8:])
     batches = [batch for sequences in steps for batch in step.batches(sequences)]
@@ -72,14 +72,14 @@ def test_fixed_shapes(name):
 
 
 def test_what_is_switched_on():
-    """The last layer is pruned; on a GPU large models are compiled and packed; and changes to that."""
+    """The last layer is pruned; on a GPU samples are packed, and the blocks compiled or the step replayed."""
     assert parse_fast("off", CPU, 7e9) is parse_fast("off", GPU, 7e9) is None
     assert parse_fast("auto", CPU, 1e6) == parse_fast("auto", CPU, 7e9) == FastOptions(prune=True)
     small, large = parse_fast("auto", GPU, 1e8), parse_fast("auto", GPU, 7e9)
-    assert small == FastOptions(prune=True)
+    assert small == FastOptions(pack=True, prune=True, prefix=True, replay=True)
     assert large == FastOptions(compile=True, pack=True, prune=True, prefix=True)
     assert parse_fast("compile", GPU, 1e8) == replace(large, replay=True)
-    assert parse_fast("no-compile", GPU, 7e9) == small
+    assert parse_fast("no-compile", GPU, 7e9) == FastOptions(prune=True)
     assert parse_fast("auto,checkpoint,fsdp", GPU, 7e9) == replace(large, checkpoint=True, fsdp=True)
     assert parse_fast("pack", CPU, 1e6) == FastOptions(pack=True, prune=True, prefix=True)
     for text in ("", "turbo", "compile,", "off,compile", "no-no-pack"):

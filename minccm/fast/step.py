@@ -47,8 +47,9 @@ class FastOptions:
 def parse_fast(text: str, device: torch.device, parameters: float) -> FastOptions | None:
     """The options that a text asks for; None for the plain form. parameters: how many the model has.
 
-    "off": the plain form. "auto": the fast form, which prunes; on a GPU it also compiles and packs, for large models.
-    Otherwise "auto" with changes: names of FastOptions, or no-NAME, with commas between. Raises ValueError.
+    "off": the plain form. "auto": the fast form, which prunes. On a GPU it also packs; the blocks of large models are
+    compiled, and the step of small ones is replayed as one CUDA graph, which starts sooner. Otherwise "auto" with
+    changes: names of FastOptions, or no-NAME, with commas between. Raises ValueError.
     """
     names = [field.name for field in fields(FastOptions)]
     if text == "off":
@@ -63,8 +64,9 @@ def parse_fast(text: str, device: torch.device, parameters: float) -> FastOption
     on_gpu = device.type == "cuda"
     large = on_gpu and parameters > LARGE
     compile = asked.get("compile", large)
-    pack = asked.get("pack", compile and on_gpu)
-    defaults = {"compile": compile, "pack": pack, "prune": True, "prefix": pack, "replay": compile and not large}
+    pack = asked.get("pack", on_gpu and (compile or not large))
+    replay = pack and on_gpu and not large
+    defaults = {"compile": compile, "pack": pack, "prune": True, "prefix": pack, "replay": replay}
     return FastOptions(**{name: asked.get(name, defaults.get(name, False)) for name in names})
 
 
@@ -112,15 +114,17 @@ class FastStep:
         frozen = not model.embed_tokens.weight.requires_grad
         replay = options.replay and options.pack and frozen and device.type == "cuda"
         replay &= not (options.checkpoint or method.learned) and distributed.WORLD_SIZE == 1
+        # FlexAttention is compiled for each shape, which pays if there is one shape, or if all else is compiled, too
+        pack = options.pack and (replay or options.compile or not (options.replay and device.type == "cuda"))
         # a graph has one shape; with fsdp, all processes need as many passes
-        prefix = options.prefix and frozen and not replay and not options.fsdp
-        self.options = options = replace(options, replay=replay, prefix=prefix)
+        prefix = options.prefix and pack and frozen and not replay and not options.fsdp
+        self.options = options = replace(options, pack=pack, replay=replay, prefix=prefix)
         self.flex = options.pack and device.type == "cuda"  # FlexAttention has no backward pass on a CPU
         if frozen and not options.fsdp:
             join_weights(model)
         self.forward = PackedForward(model, options.compile, self.flex, options.checkpoint, options.fsdp)
-        if max_tokens is None and not replay:
-            max_tokens = _max_tokens(model, options, context_loss)
+        self.largest = max_tokens or _max_tokens(model, options, context_loss)
+        max_tokens = max_tokens if replay else self.largest
         self.batches = Packing(method, options, max_tokens, max(128, (max_tokens or 0) // 8 // 128 * 128))
         self.chunked = frozen and not options.fsdp  # the loss; fsdp has W of lm_head only during a forward pass
         self.trained = [p for p in model.parameters() if p.requires_grad]
@@ -136,7 +140,7 @@ class FastStep:
         steps, packing = list(steps), self.batches
         if packing.max_tokens is None:
             needed = max(sum(map(len, sequences)) for sequences in steps)
-            packing.max_tokens = min(MAX_ROW, -(-int(1.1 * needed) // 1024) * 1024)
+            packing.max_tokens = min(self.largest, -(-int(1.1 * needed) // 1024) * 1024)
         packing.pad_multiple = packing.max_tokens
         sizes = [batch.sizes for sequences in steps for batch in packing(sequences)]
         packing.min_sizes = tuple(map(max, zip(*sizes)))
@@ -219,11 +223,10 @@ def _max_tokens(model: Transformer, options: FastOptions, context_loss: float) -
     weight, config = model.embed_tokens.weight, model.config
     if weight.device.type == "cpu":
         return 2048
-    if sum(p.numel() for p in model.parameters()) <= LARGE:
-        return MAX_ROW
     heads = 2 * config.n_heads + 2 * config.n_kv_heads  # queries, output, keys, values
     block = 2 * config.dim + heads * config.head_dim + 2 * config.ffn_dim  # numbers kept per token and block
     kept = config.n_layers * config.dim + block if options.checkpoint else config.n_layers * block
+    kept *= 1.0 if options.compile else 2.5  # a compiled block computes some of it again
     kept += 4 * config.vocab_size if context_loss else 0
     free = torch.cuda.mem_get_info()[0]
     return min(MAX_ROW, max(2048, 2 ** int(math.log2(0.6 * free / (kept * weight.element_size())))))
