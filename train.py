@@ -32,24 +32,29 @@ from minccm.fast import distributed
 from minccm.fast.step import FastStep, parse_fast
 from minccm.io import options as command_line
 from minccm.io.checkpoint import Checkpoint
+from minccm.io.config import read_config
 from minccm.io.files import make_folder
 from minccm.io.options import output_file, real, whole
 from minccm.io.templates import choose_template
 from minccm.methods import Method
 from minccm.sequence import Sequence, build_sequence
 
+OURS = dict(r=64, alpha=128.0, dropout=0.0, questions=8, answers=True, distill=0.0, context_loss=0.0, beta1=0.9)
 RECIPES = {
     "paper": dict(  # its table 13, for DailyDialog; the loss is on the output only
         steps=1000, batch=128, lr=3e-4, r=8, alpha=16.0, dropout=0.05, n=2, questions=1, answers=False,
         max_contexts=None, length_curriculum=0.0, distill=0.0, context_loss=0.0, beta1=0.9, schedule="cosine",
+    ),  # the others: see docs/log.md
+    "small": OURS | dict(
+        steps=1500, batch=64, lr=3e-3, n=6, max_contexts=12, length_curriculum=1.0, beta1=0.6, schedule="linear"
     ),
-    "small": dict(  # for models of some million parameters, on a GPU: see docs/log.md
-        steps=1500, batch=64, lr=3e-3, r=64, alpha=128.0, dropout=0.0, n=6, questions=8, answers=True, max_contexts=12,
-        length_curriculum=1.0, distill=0.0, context_loss=0.0, beta1=0.6, schedule="linear",
+    "pretrained": OURS | dict(
+        steps=1000, batch=32, lr=1e-3, n=4, max_contexts=None, length_curriculum=0.5, distill=1.0, schedule="cosine"
     ),
 }  # fmt: skip
 RECIPES["small-cpu"] = RECIPES["small"] | dict(steps=330)  # what two cores do in four minutes
 SETTINGS = "model data method sink init adapter template merge_curriculum validate seed".split()
+DEEP = 16  # layers; from here on a model is taken for a pretrained one
 WARMUP, SAVE_EVERY = 0.03, 100  # a share of the steps; steps
 
 
@@ -61,7 +66,8 @@ def arguments() -> argparse.Namespace:
     add("--data", type=name, default="dialog", help=f"{', '.join(data.GENERATED)} or files; several with commas")
     add("--out", type=name, help="output folder; by default runs/DATA-METHOD")
     settings = [f"{key}: " + ", ".join(f"{k} {v}" for k, v in recipe.items()) for key, recipe in RECIPES.items()]
-    add("--recipe", choices=RECIPES, help=f"by default small or small-cpu. It sets these: {'; '.join(settings)}")
+    which = f"by default pretrained for {DEEP} layers or more, else small (small-cpu on a CPU). It sets these"
+    add("--recipe", choices=RECIPES, help=f"{which}: {'; '.join(settings)}")
     add("--steps", type=whole(1), help="optimizer steps")
     add("--batch", type=whole(1, 2**16), help="samples per step")
     add("--lr", type=real(0, 10), help="peak learning rate")
@@ -149,7 +155,8 @@ def main():
     method = command_line.load_method(options.method, options.sink)
     if method.name == "full":  # step 1: plain LoRA, which acts on every token
         method = replace(method, conditional=False)
-    recipe = RECIPES[options.recipe or ("small-cpu" if device.type == "cpu" else "small")]
+    small = "small-cpu" if device.type == "cpu" else "small"
+    recipe = RECIPES[options.recipe or ("pretrained" if read_config(options.model).n_layers >= DEEP else small)]
     for key, value in recipe.items():
         own_n = key == "n" and (options.adapter or method.merge_rate)  # see prepare_adapter
         if getattr(options, key, None) is None and not own_n:

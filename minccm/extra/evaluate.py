@@ -73,7 +73,10 @@ class Evaluator:
         """
         rows = []
         for time_step in time_steps:
-            if samples := data.at_step(name, "test", time_step, count, seed):
+            samples = data.at_step(name, "test", time_step, count, seed)
+            # how many contexts a chat has depends on the template: shorter ones are left out
+            samples = [x for x in samples if "messages" not in x or len(self.encode(x, True).contexts) >= time_step]
+            if samples:
                 about = {"data": Path(name).name, "method": run.label, "n": run.n, "time_step": time_step}
                 rows.append(about | self.measure(run, samples))
         if not rows:
@@ -297,7 +300,7 @@ def meaning(rows: list[dict]) -> str:
         "perplexity": "its perplexity is {}",
     }
     number = _number({metric: last[metric]}, metric)
-    text = f"From {last['kv_pairs']:.0f} KV pairs {what[metric].format(number)} after {last['time_step']} contexts"
+    text = f"From {last['kv_pairs']:.0f} KV pairs {what[metric].format(number)} after {last['time_step']} context{'s' * (last['time_step'] > 1)}"
     if not full or last["method"].startswith("full"):
         return text + "."
     return text + f"; full context needs {full['kv_pairs']:.0f} pairs for {_number({metric: full[metric]}, metric)}."
