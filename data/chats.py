@@ -10,11 +10,10 @@ of the assistant: each is predicted from the memory before it, in one forward pa
 
 import random
 from collections.abc import Callable
-from pathlib import Path
 
 from minccm.io.templates import BOT, USER, Segment, Template
 from minccm.io.tokenizer import Tokenizer
-from minccm.io.untrusted import Field, check_fields, clean_text, error, open_regular, parse_json, printable, read_lines
+from minccm.io.untrusted import Field, check_fields, clean_text, error, printable
 from minccm.sequence import EncodedSample
 
 MAX_MESSAGES = 10_000  # of one chat
@@ -25,22 +24,6 @@ MESSAGE = {"role": Field(("system", "user", "assistant")), "content": Field(str)
 def is_chat(raw: object) -> bool:
     """Is a line of a data file, parsed, a chat and not a sample of contexts, input and target?"""
     return isinstance(raw, dict) and "messages" in raw
-
-
-def read_chats(path: str | Path) -> list[list[dict]]:
-    """The chats of a file, each a list of {"role", "content"}.
-
-    Raises ValueError with the file, the line and the problem.
-    """
-    chats = []
-    with open_regular(path) as file:
-        for number, line in enumerate(read_lines(file, path), 1):
-            where = f"{path}, line {number}"
-            if line.strip():
-                chats.append(check_chat(parse_json(line, where), where))
-    if not chats:
-        raise error(path, 'the file has no chats: it needs lines of {"messages": [...]}')
-    return chats
 
 
 def check_chat(raw: object, where: str) -> list[dict]:

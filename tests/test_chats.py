@@ -6,6 +6,7 @@ import random
 import pytest
 import torch
 
+import data
 from data import chats
 from minccm.io.templates import PIECE, TEMPLATES
 from minccm.io.tokenizer import Tokenizer
@@ -37,7 +38,7 @@ def test_read(tmp_path):
     path = tmp_path / "chats.jsonl"
     lines = [{"messages": CHAT, "id": 7}, {"messages": [USER | {"name": "Ada"}, ASSISTANT, USER]}]
     path.write_text("\n\n".join(json.dumps(line) for line in lines))
-    assert chats.read_chats(path) == [CHAT, [USER, ASSISTANT]]
+    assert [chat["messages"] for chat in data.read_jsonl(path)] == [CHAT, [USER, ASSISTANT]]
     assert chats.is_chat(lines[0]) and not chats.is_chat({"contexts": [], "input": "", "target": "x"})
 
 
@@ -75,13 +76,13 @@ def test_wrong_lines(tmp_path, case):
     path = tmp_path / "chats.jsonl"
     path.write_text(json.dumps({"messages": CHAT}) + "\n" + (raw if isinstance(raw, str) else json.dumps(raw)))
     with pytest.raises(ValueError, match=f"chats.jsonl, line 2.*{says.removeprefix('line 2: ')}"):
-        chats.read_chats(path)
+        data.read_jsonl(path)
 
 
 def test_empty_file(tmp_path):
     (tmp_path / "chats.jsonl").write_text("\n")
-    with pytest.raises(ValueError, match="no chats"):
-        chats.read_chats(tmp_path / "chats.jsonl")
+    with pytest.raises(ValueError, match="the file is empty"):
+        data.read_jsonl(tmp_path / "chats.jsonl")
 
 
 def test_by_hand():

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import data
 from data import chats
 from minccm.io import gguf, templates
 from minccm.io.tokenizer import Tokenizer
@@ -182,7 +183,7 @@ def test_chats(tmp_path):
     line = {"messages": CHAT}
 
     def read():
-        return [encode(messages) for messages in chats.read_chats(path)]
+        return [encode(chat["messages"]) for chat in data.read_jsonl(path)]
 
     def encode(messages):
         return chats.encode_chat(Letters(), templates.TEMPLATES["chatml"], messages, 8, random.Random(0))
@@ -207,9 +208,9 @@ def test_time(tmp_path):
     path = tmp_path / "chats.jsonl"
     path.write_text(json.dumps({"messages": CHAT[1:] * 5000}))
     with pytest.raises(ValueError, match="10,000"):
-        chats.read_chats(path)
+        data.read_jsonl(path)
     path.write_text(json.dumps({"messages": [{"role": "user", "content": "x " * 2_000_000}, CHAT[2]]}))
     encode = lambda messages: chats.encode_chat(Letters(), templates.TEMPLATES["chatml"], messages, 8)
-    assert timed(lambda: encode(chats.read_chats(path)[0])) < 20
+    assert timed(lambda: encode(data.read_jsonl(path)[0]["messages"])) < 20
     path.write_text("[" * 1_000_000)
-    assert timed(lambda: chats.read_chats(path)) < 5
+    assert timed(lambda: data.read_jsonl(path)) < 5

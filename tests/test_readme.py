@@ -291,18 +291,175 @@ def test_tables_of_results(title, metric, by, places):
         assert table[method][: len(wanted)] == wanted, method
 
 
+# Each of these functions returns a table of a document from the rows of a JSON file: cells, by a row's first cell.
+
+
+def equal_memory_table(rows: list[dict]) -> dict[str, list[str]]:
+    """Recall by time step: of the adapters, and of each cache with the pairs of one of them."""
+    found, adapters = {}, {row["like"]: row["n"] for row in rows if row["like"] == row["method"]}
+    for method, like in {(row["method"], row["like"]): None for row in rows}:
+        line = [row for row in rows if (row["method"], row["like"]) == (method, like)]
+        label = f"{method}, n = {adapters[like]}" if method == like else f"{method}, the pairs of {like}"
+        last = f"{line[-1]['kv_pairs']:.0f}", f"{line[-1]['kv_bytes'] / 1024:,.0f}"
+        found[label if like else "full, step 1" if method == "full" else method] = [
+            *(f"{row['recall']:.1%}" for row in line),
+            *last,
+        ]
+    return found
+
+
+def natural_table(rows: list[dict]) -> dict[str, list[str]]:
+    """The share of right answers, in all and by distance."""
+    found = {}
+    for row in rows:
+        shares = [f"{row['share']:.1%}", *(f"{row[span]:.0%}" for span in ("1-3", "4-9", "10-99"))]
+        label = f"{row['method']}, n = {row['n']}" if row["n"] else row["method"]
+        found[label] = [*shares, str(row["pairs"]), f"{row['bytes'] / 1024:,.0f}"]
+    return found
+
+
+def dailydialog_table(rows: list[dict]) -> dict[str, list[str]]:
+    """Perplexity by time step, the gap closed, and the memory."""
+    found = {}
+    for method in dict.fromkeys(row["method"] for row in rows):
+        line = [row for row in rows if row["method"] == method]
+        last = line[-1]
+        peak = max(last["peak_compression_pairs"], last["peak_inference_pairs"])
+        gap = f"{last['gap_closed']:.2f}" if last["n"] else ""
+        cells = [f"{row['perplexity']:.2f}" for row in line]
+        label = f"{method}, n = {last['n']}" if last["n"] else method
+        found[label] = [*cells, gap, f"{last['kv_pairs']:.0f}", f"{peak:.0f}"]
+    return found
+
+
+def books_table(rows: list[dict]) -> dict[str, list[str]]:
+    """Perplexity by book and window, and how much it is below the sliding window's."""
+    found = {}
+    for row in rows:
+        below = f" ({row['below_window']:.1%})".replace("%", "") if "below_window" in row else ""
+        found.setdefault(row["method"], []).append(f"{row['perplexity']:.2f}{below}")
+    sizes = {method: [f"{row['kv_bytes'] / 1024:,.0f}" for row in rows if row["method"] == method] for method in found}
+    return {method: [*cells, ", ".join(sizes[method][:2])] for method, cells in found.items()}
+
+
+def domains_table(rows: list[dict], window: int) -> list[list[str]]:
+    """Perplexity by kind of text and length: full context, the sliding window, and the adapters."""
+    found, order = {}, list(dict.fromkeys(row["cache"] for row in rows))
+    at = {(row["domain"], row["length"], row["cache"]): row for row in rows if row["window"] in (0, window)}
+    for domain in dict.fromkeys(row["domain"] for row in rows):
+        for length in sorted({row["length"] for row in rows}):
+            of_window, cells = at[domain, length, "sliding window"]["perplexity"], []
+            for cache in order:
+                perplexity = at[domain, length, cache]["perplexity"] if (domain, length, cache) in at else None
+                below = f" ({100 * (1 - perplexity / of_window):.1f})" if "trained" in cache else ""
+                cells.append("" if perplexity is None else f"{perplexity:.2f}{below}")
+            found[domain, length] = [domain, f"{length:,}", *cells]
+    return list(found.values())
+
+
+def endless_table(rows: list[dict]) -> dict[str, list[str]]:
+    """Recall by turn, and the pairs of memory."""
+    found = {}
+    for span, key in (("1 to 8", "recall_near"), ("9 to 16", "recall_far")):
+        for method in dict.fromkeys(row["method"] for row in rows):
+            line = [row for row in rows if row["method"] == method and "turn" in row]
+            cells = [f"{row[key]:.1%}" for row in line] + [""] * (4 - len(line))
+            pairs = ", ".join(dict.fromkeys(str(row["pairs"]) for row in line))
+            found[f"{span} turns ago, {method.removeprefix('ccm-concat as ')}"] = [*cells, pairs]
+    return found
+
+
+def perplexity_table(rows: list[dict]) -> dict[str, list[str]]:
+    """Perplexity by mark."""
+    found, rows = {}, [row for row in rows if "tokens" in row]
+    marks = sorted({row["tokens"] for row in rows})
+    for method in dict.fromkeys(row["method"] for row in rows):
+        at, short = {row["tokens"]: row for row in rows if row["method"] == method}, method.partition(" as ")[2]
+        digits = 3 if short else 2
+        found[short or method] = [f"{at[mark]['perplexity']:.{digits}f}" if mark in at else "" for mark in marks]
+        if short:
+            found[f"{short}, probe"] = [f"{at[mark]['probe']:.3f}" if mark in at else "" for mark in marks]
+    return found
+
+
+def steps_table(rows: list[dict]) -> dict[str, list[str]]:
+    """Training speed, as a share of the limit."""
+    names = {"ccm-concat": "ccm-concat, n = 2", "ccm-merge": "ccm-merge, n = 8"}
+    return {
+        names.get(row["method"], row["method"]): [
+            f"{row['figure']:,.0f}",
+            f"{row['share']:.0%}",
+            f"{row['step_ms']:.1f}",
+            f"{row['peak_gib']:.1f}",
+        ]
+        for row in rows[1:]
+    }
+
+
+def cpu_table(rows: list[dict]) -> dict[str, list[str]]:
+    """Answers and turns on a CPU, in bf16 and in fp32."""
+    found = {}
+    for dtype in ("bfloat16", "float32"):
+        for row in rows[1:]:
+            if row["shape"] == dtype:
+                unit = row["unit"].removesuffix("/turn")
+                found.setdefault(row["method"], []).extend((f"{row['figure']:.1f} {unit}", f"{row['share']:.0%}"))
+    return found
+
+
+@pytest.mark.parametrize(
+    "document, title, file, made",
+    [
+        ("results", "SmolLM2, dialog: recall", "smollm2-equal", equal_memory_table),
+        ("results", "tiny model, dialog: recall", "equal", equal_memory_table),
+        ("results", "answered right | all", "smollm2-natural", natural_table),
+        ("results", "SmolLM2, dailydialog", "smollm2-dailydialog", dailydialog_table),
+        ("streaming", "books: perplexity", "books", books_table),
+        ("streaming", "tiny model: recall", "endless", endless_table),
+        ("streaming", "tiny model: perplexity", "endless", perplexity_table),
+        ("performance", "training SmolLM2", "smollm2-steps", steps_table),
+        ("performance", "SmolLM2 on a CPU", "smollm2-cpu", cpu_table),
+    ],
+)
+def test_tables_of_measurements(document, title, file, made):
+    """These tables have the numbers that their commands printed; the documents may leave out rows and last columns."""
+    text = DOCUMENTS[f"docs/{document}.md"].read_text("utf-8")
+    (table,) = [table for table in tables(text) if " | ".join(table[""]).startswith(title)]
+    wanted = made(json.loads((ROOT / "docs" / f"{file}.json").read_text("utf-8")))
+    rows = {name: cells for name, cells in table.items() if name not in ("", "questions")}
+    assert len(rows) >= 3
+    for name, cells in rows.items():
+        assert cells == wanted[name][: len(cells)], name
+
+
+@pytest.mark.parametrize("window", [160, 64])
+def test_tables_of_domains(window):
+    """docs/streaming.md has the numbers of docs/domains.json."""
+    text = DOCUMENTS["docs/streaming.md"].read_text("utf-8")
+    (block,) = re.findall(rf"^\| {window} pairs: perplexity.*\n.*\n((?:\|.*\|\n)+)", text, re.MULTILINE)
+    shown = [[cell.strip() for cell in line.strip("|").split("|")] for line in block.splitlines()]
+    assert shown == domains_table(json.loads((ROOT / "docs" / "domains.json").read_text("utf-8")), window)
+
+
 def test_tables_of_readme():
-    """README's tables have the numbers of docs/results.json."""
-    small, by_step = [table for table in tables(README) if "ccm-merge, n = 32" in table]
+    """README's tables have the numbers of docs/results.json and docs/smollm2-dailydialog.json."""
+    found = tables(README)
+    (small,) = [table for table in found if "ccm-merge" in table and table[""][0].startswith("after 12")]
+    (real,) = [table for table in found if "ccm-merge" in table and table is not small]
+    (tiny,) = [table for table in found if "ccm-merge, n = 32" in table]
+    rows = json.loads((ROOT / "docs" / "smollm2-dailydialog.json").read_text("utf-8"))
+    dialogues = {name.partition(",")[0]: cells for name, cells in dailydialog_table(rows).items()}
     names = {"no context": "none", "full context": "full"}
     for shown, cells in list(small.items())[1:]:
         method = names.get(shown, shown)
-        wanted = [
-            metric_row("dialog", method, metric, "time_step", places)[-1]
-            for metric, places in (("recall", "{:.1%}"), ("kv_pairs", "{:.0f}"), ("kv_bytes", "{}"))
-        ]
-        assert cells == [*wanted[:2], f"{float(wanted[2]) / 1024:,.0f}"], shown
-    for method, cells in list(by_step.items())[1:]:
+        recall = metric_row("dialog", method, "recall", "time_step", "{:.1%}")[-1]
+        pairs = metric_row("dialog", method, "kv_pairs", "time_step", "{:.0f}")[-1]
+        perplexity = f"{float(dialogues[method][4]):.1f}"
+        assert cells == [recall, pairs, perplexity, dialogues[method][6]], shown
+    for method, cells in list(real.items())[1:]:
+        assert cells[:5] == dialogues[method][:5], method
+        assert cells[5] == (dialogues[method][5] or {"none": "0", "full": "1"}[method]), method
+    for method, cells in list(tiny.items())[1:]:
         gap = metric_row("dialog", method, "gap_closed", "time_step", "{:.2f}")[-1]
         assert cells[:5] == metric_row("dialog", method, "recall", "time_step", "{:.1%}"), method
         assert float(cells[5]) == float(gap), method

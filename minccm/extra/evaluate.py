@@ -300,7 +300,8 @@ def meaning(rows: list[dict]) -> str:
         "perplexity": "its perplexity is {}",
     }
     number = _number({metric: last[metric]}, metric)
-    text = f"From {last['kv_pairs']:.0f} KV pairs {what[metric].format(number)} after {last['time_step']} context{'s' * (last['time_step'] > 1)}"
+    after = f"{last['time_step']} context" + "s" * (last["time_step"] > 1)
+    text = f"From {last['kv_pairs']:.0f} KV pairs {what[metric].format(number)} after {after}"
     if not full or last["method"].startswith("full"):
         return text + "."
     return text + f"; full context needs {full['kv_pairs']:.0f} pairs for {_number({metric: full[metric]}, metric)}."
