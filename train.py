@@ -39,22 +39,18 @@ from minccm.io.templates import choose_template
 from minccm.methods import Method
 from minccm.sequence import Sequence, build_sequence
 
-OURS = dict(r=64, alpha=128.0, dropout=0.0, questions=8, answers=True, distill=0.0, context_loss=0.0, beta1=0.9)
+OURS = dict(r=64, alpha=128.0, dropout=0.0, questions=8, answers=True, max_contexts=None, distill=0.0, context_loss=0.0,
+            beta1=0.6, schedule="cosine")  # fmt: skip
 RECIPES = {
     "paper": dict(  # its table 13, for DailyDialog; the loss is on the output only
         steps=1000, batch=128, lr=3e-4, r=8, alpha=16.0, dropout=0.05, n=2, questions=1, answers=False,
         max_contexts=None, length_curriculum=0.0, distill=0.0, context_loss=0.0, beta1=0.9, schedule="cosine",
     ),  # the others: see docs/log.md
-    "small": OURS | dict(
-        steps=1500, batch=64, lr=3e-3, n=6, max_contexts=12, length_curriculum=1.0, beta1=0.6, schedule="linear"
-    ),
-    "pretrained": OURS | dict(
-        steps=1000, batch=32, lr=1e-3, n=4, max_contexts=None, length_curriculum=0.5, distill=1.0, schedule="cosine"
-    ),
+    "small": OURS | dict(steps=1500, batch=64, lr=3e-3, n=6, max_contexts=12, length_curriculum=1.0, schedule="linear"),
+    "pretrained": OURS | dict(steps=1000, batch=32, lr=1e-3, n=4, length_curriculum=0.5, distill=1.0, beta1=0.9),
 }  # fmt: skip
 RECIPES["small-cpu"] = RECIPES["small"] | dict(steps=330)  # what two cores do in four minutes
 SETTINGS = "model data method sink init adapter template merge_curriculum validate seed".split()
-DEEP = 16  # layers; from here on a model is taken for a pretrained one
 WARMUP, SAVE_EVERY = 0.03, 100  # a share of the steps; steps
 
 
@@ -66,8 +62,7 @@ def arguments() -> argparse.Namespace:
     add("--data", type=name, default="dialog", help=f"{', '.join(data.GENERATED)} or files; several with commas")
     add("--out", type=name, help="output folder; by default runs/DATA-METHOD")
     settings = [f"{key}: " + ", ".join(f"{k} {v}" for k, v in recipe.items()) for key, recipe in RECIPES.items()]
-    which = f"by default pretrained for {DEEP} layers or more, else small (small-cpu on a CPU). It sets these"
-    add("--recipe", choices=RECIPES, help=f"{which}: {'; '.join(settings)}")
+    add("--recipe", choices=RECIPES, help=f"by default by the model's depth and the device: {'; '.join(settings)}")
     add("--steps", type=whole(1), help="optimizer steps")
     add("--batch", type=whole(1, 2**16), help="samples per step")
     add("--lr", type=real(0, 10), help="peak learning rate")
@@ -156,7 +151,7 @@ def main():
     if method.name == "full":  # step 1: plain LoRA, which acts on every token
         method = replace(method, conditional=False)
     small = "small-cpu" if device.type == "cpu" else "small"
-    recipe = RECIPES[options.recipe or ("pretrained" if read_config(options.model).n_layers >= DEEP else small)]
+    recipe = RECIPES[options.recipe or ("pretrained" if read_config(options.model).n_layers >= 16 else small)]
     for key, value in recipe.items():
         own_n = key == "n" and (options.adapter or method.merge_rate)  # see prepare_adapter
         if getattr(options, key, None) is None and not own_n:
@@ -248,8 +243,7 @@ def main():
     if options.eval_samples and (distributed.IS_MAIN or fsdp):
         evaluate.report(evaluator, run, options, out, quiet)
     distributed.stop()
-    if distributed.IS_MAIN:
-        print("next:", next_step(options, method, out))
+    quiet or print("next:", next_step(options, method, out))
 
 
 if __name__ == "__main__":
