@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from tqdm import tqdm
 
 from experiments.common import adapter_folders, add_adapters
+from minccm.extra.tables import new_table, print_table
 from minccm.fast.conversations import Conversations
 from minccm.io import options as cli
 from minccm.io.adapters import load_adapter
@@ -31,7 +30,6 @@ from minccm.methods import Method, get_method
 from minccm.model import Transformer
 
 TESTS = Path(__file__).parents[1] / "tests"
-TURN = 384  # tokens of a context, at most
 ASKED = {"after": Field(int, 0, 10**4), "ask": Field(str), "expect": Field(list, items=Field(str))}
 LINE = {"turns": Field(list, items=Field(str)), "questions": Field(list, items=Field(dict))}
 
@@ -103,12 +101,15 @@ class Talks:
     def run(self, batch: list[Episode]) -> list[list[str]]:
         """For each episode, the replies to its questions."""
         longest = max(len(episode.turns) for episode in batch)
+        self.began = [False] * len(batch)
+        said = [
+            text for episode in batch for text in (*episode.turns, *(question.ask for question in episode.questions))
+        ]
+        self.turn = max(len(ids) for text in said for ids in self.encode(0, text)) + self.options.max_tokens + 16
         pairs = {"full": 80 * longest + 256, "none": 16}.get(self.method.name, self.n * (longest + 8))
-        size = len(batch)
         self.talks = Conversations(
-            self.model, self.method, self.n, size, pairs, TURN, self.options.max_tokens, graphs=False
+            self.model, self.method, self.n, len(batch), pairs, self.turn, self.options.max_tokens, graphs=False
         )
-        self.began = [False] * size
         for turn in range(longest):
             users = [episode.turns[turn] if turn < len(episode.turns) else None for episode in batch]
             self.exchange(users)
@@ -141,7 +142,7 @@ class Talks:
             for i, (user, reply) in enumerate(zip(users, replies))
         ]
         for number in range(max(map(len, parts))):
-            self.talks.read([part[number][:TURN] if number < len(part) else None for part in parts])
+            self.talks.read([part[number][: self.turn] if number < len(part) else None for part in parts])
         self.began = [began or bool(part) for began, part in zip(self.began, parts)]
 
 
@@ -192,15 +193,14 @@ def main() -> None:
         else:
             add(model, method, n, tokenizer, folder.name)
     lines = f", {options.small_talk} lines of small talk before each" if options.small_talk else ""
-    table = Table(title=f"{rows[0]['questions']} questions answered right{lines}", title_justify="left")
     spans = [key for key in rows[0] if re.fullmatch(r"\d+-\d+", key)]
-    for heading in ("method", "n", "right", *(f"{span} turns later" for span in spans), "pairs", "KiB"):
-        table.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=True)
+    title = f"{rows[0]['questions']} questions answered right{lines}, by the turns since it was told"
+    table = new_table(title, "method", "n", "right", *(f"{span} turns" for span in spans), "pairs", "KiB")
     for row in rows:
         shares = ["" if row[span] is None else f"{row[span]:.0%}" for span in spans]
         kib = f"{row['bytes'] / 1024:,.0f}"
         table.add_row(row["method"], str(row["n"]), f"{row['share']:.1%}", *shares, str(row["pairs"]), kib)
-    Console(width=120).print(table)
+    print_table(table)
     if options.json:
         write_json(options.json, rows)
 

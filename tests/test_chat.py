@@ -23,13 +23,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import chat
+from experiments import abilities
 from minccm.extra import conversation
 from minccm.extra.conversation import Conversation, clean, open_conversation
 from minccm.fast.conversations import FastSession
 from minccm.io import gguf
 from minccm.io.adapters import save_adapter
 from minccm.io.memory_file import NAMES as FIELDS
-from minccm.io.options import has_bf16, load_method
+from minccm.io.options import TINY, has_bf16, load_method
 from minccm.io.templates import PIECE, TEMPLATES, pieces
 from minccm.io.weights import load_model
 from minccm.methods import PAD, get_method
@@ -219,7 +220,7 @@ def test_what_is_attended_to(fresh):
 
 
 def test_early_stop_is_a_turn(fresh):
-    """A reply that is stopped counts as far as it was said: memory and transcript agree."""
+    """A reply that is stopped is a turn up to there: memory and transcript agree."""
     talk, other = fresh(), fresh()
     reply = talk.reply(SAID[0])
     said = next(reply) + next(reply)
@@ -376,6 +377,18 @@ def test_smollm2(run):
     assert memory["memory"][0]["text"].startswith("system\nYou are a helpful AI assistant named SmolLM")
     assert memory["memory"][0]["text"].endswith(f"user\nHi!\nassistant\n{reply['bot']}")
     assert list(compared["answers"]) == ["full", "none"]
+
+
+def test_abilities(monkeypatch, capsys, tmp_path):
+    """Every question has an answer of the base, of full context with step 1 if there is one, and of each adapter."""
+    answers = tmp_path / "answers.json"
+    options = ["--model", str(TINY), "--max-tokens", "3", "--device", "cpu", "--json", str(answers)]
+    monkeypatch.setattr("sys.argv", ["abilities", *options])
+    abilities.main()
+    rows = json.loads(answers.read_text())
+    assert [row["question"] for row in rows] == abilities.QUESTIONS and len(rows) == 20
+    assert list(rows[0]) == ["question", "base", "ccm-concat", "ccm-merge"] and all(map(all, map(dict.values, rows)))
+    assert capsys.readouterr().out.count("\n| ") == 21
 
 
 # --------------------------------------------------------------------------------------------------- saving and loading
@@ -662,9 +675,9 @@ def test_in_a_terminal(no_color):
     if not child:
         os.chdir(ROOT)
         os.environ |= {"NO_COLOR": no_color, "TERM": "xterm", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        slow = "import chat, time; from minccm.session import Session; generate = Session.generate\n"
+        slow = "import chat, time; from minccm.fast.cpu_decode import CPUSession; generate = CPUSession.generate\n"
         slow += "def slowly(*a, **k): return (time.sleep(0.2) or t for t in generate(*a, **k | {'stop_ids': ()}))\n"
-        slow += "Session.generate = slowly\nchat.options.run(chat.main)"
+        slow += "CPUSession.generate = slowly\nchat.options.run(chat.main)"
         os.execv(sys.executable, [sys.executable, "-c", slow, "--device", "cpu", "--max-tokens", "600"])
     seen = b""
 
@@ -701,9 +714,10 @@ def test_in_a_terminal(no_color):
 
 
 def test_recording(run, tmp_path):
-    """--record keeps a session as a picture or as text."""
-    (tmp_path / "lines").write_text(f"{SAID[0]}\n/memory\n")
+    """--record keeps a session as a picture or as text; long lines are wrapped, and nothing is cut off."""
+    (tmp_path / "lines").write_text(f"{SAID[0]}\n/memory\n" + 20 * "I am happy. " + "Zebra!\n")
     for name in ("a.svg", "a.txt"):
         run(options=["--script", tmp_path / "lines", "--record", tmp_path / name])
-    assert (tmp_path / "a.svg").read_text().startswith("<svg")
+    picture = (tmp_path / "a.svg").read_text()
+    assert picture.startswith("<svg") and "Zebra!" in picture
     assert f"> {SAID[0]}" in (tmp_path / "a.txt").read_text() and "step 2" in (tmp_path / "a.txt").read_text()

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from minccm.fast import cpu_decode
 from minccm.fast.cpu_decode import Answer, CPUSession
 from minccm.methods import get_method
 from minccm.session import Session
@@ -24,8 +25,9 @@ def read(kind, model, method, count):
 
 @pytest.mark.parametrize("sink", [False, True])
 @pytest.mark.parametrize("name", [*ALL_METHODS, "step 1"])
-def test_answers_of_a_session(name, sink):
-    """Greedy and drawn, after 0 to 4 contexts, with a longer and with no answer; the memory is unchanged."""
+def test_answers_of_a_session(name, sink, monkeypatch):
+    """Greedy and drawn, after 0 to 4 contexts, in buffers that grow, and no answer; the memory is unchanged."""
+    monkeypatch.setattr(cpu_decode, "ROOM", 4)
     method = replace((ALL_METHODS | {"step 1": STEP1})[name], sink=sink)
     model = random_model(2, learned=method.learned, layers=3)
     for count in (0, 1, 4):
@@ -50,7 +52,7 @@ def test_logits(name, dtype, close):
     with torch.no_grad():
         expected = session.logits(ids + answer)
         _, kv, _ = session._forward(session.memory, ids, question=1)
-        compute = Answer(session.model, session.method, session.memory, kv, len(answer))
+        compute = Answer(session.model, session.method, session.memory, kv)
         found = torch.cat([compute(token) for token in answer])
     assert torch.backends.mkldnn.enabled
     error = (found - expected[len(ids) :]).norm() / expected.norm()

@@ -3,16 +3,19 @@
 An adapter is compared with no context and full context on its own base model.
 """
 
+import io
 import math
 
 import pytest
 import torch
+from rich.console import Console
 
 import eval
 from data.encode import encoder
 from data.metaicl import make_sample
 from minccm.extra import evaluate
 from minccm.extra.evaluate import Evaluator, Run, average, close_gaps, peak_pairs, step1_name
+from minccm.extra.tables import new_table, print_table
 from minccm.io.adapters import load_adapter
 from minccm.io.options import TINY, load_method
 from minccm.io.templates import DIALOGUE, TEMPLATES
@@ -219,3 +222,11 @@ def test_the_sentence_below_the_table():
         "From 16 KV pairs it recalls 75.0% of the facts after 8 contexts; full context needs 99 pairs for 100.0%."
     )
     assert "full context" not in evaluate.meaning(rows[2:])
+
+
+def test_tables_are_not_cut():
+    """A table that is wider than the terminal keeps all of its cells."""
+    table, file = new_table("a title", "method", "a long heading", "another long heading"), io.StringIO()
+    table.add_row("x" * 30, "1", "22")
+    print_table(table, Console(file=file, width=20))
+    assert all(text in file.getvalue() for text in ("x" * 30, "a long heading", "another long heading", "22"))

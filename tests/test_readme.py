@@ -416,6 +416,7 @@ def cpu_table(rows: list[dict]) -> dict[str, list[str]]:
         ("results", "SmolLM2, dailydialog", "smollm2-dailydialog", dailydialog_table),
         ("streaming", "books: perplexity", "books", books_table),
         ("streaming", "tiny model: recall", "endless", endless_table),
+        ("streaming", "SmolLM2: recall", "smollm2-endless", endless_table),
         ("streaming", "tiny model: perplexity", "endless", perplexity_table),
         ("performance", "training SmolLM2", "smollm2-steps", steps_table),
         ("performance", "SmolLM2 on a CPU", "smollm2-cpu", cpu_table),

@@ -10,7 +10,10 @@ import time
 import pytest
 import torch
 
+from minccm.extra.conversation import Conversation, open_conversation
 from minccm.io import gguf, templates
+from minccm.io.adapters import read_ours
+from minccm.io.options import shipped_adapters
 from minccm.io.tokenizer import Tokenizer
 from minccm.io.weights import fingerprint, load_model, save_model
 from tests.conftest import oracle
@@ -23,6 +26,22 @@ try:
 except ValueError as problem:
     pytest.skip(str(problem), allow_module_level=True)
 recorded = pytest.mark.skipif(not RECORDED.is_dir(), reason=f"needs the recorded numbers in {RECORDED} (MINCCM_ORACLE)")
+FACTS = [  # what the user tells, a question, and a word of the right answer
+    ("Hi! I'm Oliver, and I just moved to Berlin.", "What is my name?", "Oliver"),
+    ("Hi! I'm Oliver, and I just moved to Berlin.", "Where do I live now?", "Berlin"),
+    ("My sister has a cat called Pepper.", "What is my sister's cat called?", "Pepper"),
+    ("I work as a nurse at the children's hospital.", "What is my job?", "nurse"),
+    ("We are going to Portugal in June.", "Where are we going in June?", "Portugal"),
+    ("My daughter Nell turned six yesterday.", "How old is Nell?", "six"),
+    ("My favourite food is mushroom soup.", "What is my favourite food?", "mushroom"),
+    ("I have a dentist appointment on Thursday.", "When is my dentist appointment?", "Thursday"),
+    ("My brother Tom plays the violin.", "What instrument does Tom play?", "violin"),
+    ("I bought a red bicycle last week.", "What colour is my bicycle?", "red"),
+]
+SMALL_TALK = [
+    ("The weather is so grey today.", "Yes, it is rather grey."),
+    ("I slept badly last night.", "I am sorry to hear that."),
+]
 ABOUT = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 
 
@@ -126,3 +145,29 @@ def test_ready_soon():
     load_model("smollm2", dtype=torch.bfloat16)
     Tokenizer("smollm2")
     assert time.process_time() - began < 10
+
+
+@pytest.fixture(scope="module")
+def talks() -> dict[str, Conversation]:
+    """A conversation with each adapter that ships."""
+    methods = "ccm-concat", "ccm-merge"
+    return {method: open_conversation("smollm2", method=method, dtype=torch.bfloat16) for method in methods}
+
+
+def test_adapters_that_ship(bf16, talks):
+    """They and the step-1 adapters below them are for this base; n is 4 a turn for concat and 16 in all for merge."""
+    found = [path.parent for path in shipped_adapters("smollm2").rglob("adapter.json")]
+    assert len(found) == 4 and {read_ours(folder, bf16).info["base"] for folder in found} == {fingerprint(bf16)}
+    assert {method: talk.session.n for method, talk in talks.items()} == {"ccm-concat": 4, "ccm-merge": 16}
+
+
+@pytest.mark.parametrize("method, least", [("ccm-concat", 9), ("ccm-merge", 8)])
+def test_facts_in_own_words(talks, method, least):
+    """A fact told three turns ago is answered from the memory, for most of ten hand-written facts."""
+    right = 0
+    for told, question, word in FACTS:
+        exchanges = [(told, "That is good to know."), *SMALL_TALK]
+        talk = talks[method].replay([{"user": user, "bot": bot} for user, bot in exchanges])
+        *_, answer = talk.answer(talk.encode({"user": question})[-1], max_tokens=24)
+        right += word in answer
+    assert right >= least

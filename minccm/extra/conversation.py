@@ -18,6 +18,7 @@ import torch
 
 from minccm.extra.inside import Listening, ListeningSession
 from minccm.fast.conversations import FastSession
+from minccm.fast.cpu_decode import CPUSession
 from minccm.io.adapters import adapter_fingerprint, load_adapter
 from minccm.io.gguf import find_model
 from minccm.io.memory_file import load_memory, save_memory
@@ -40,6 +41,10 @@ SAVED = {"turns": Field(list, high=MAX_TURNS, items=Field(dict)), "text_tokens":
 
 class FastListening(Listening, FastSession):
     """A FastSession that says what its COMP tokens attended to."""
+
+
+class CPUListening(Listening, CPUSession):
+    """A CPUSession that says what its COMP tokens attended to."""
 
 
 class Conversation:
@@ -92,7 +97,7 @@ class Conversation:
     def reply(self, text: str, **sampling) -> Iterator[str]:
         """Yields the reply to a user's text, piece by piece. Then both are compressed.
 
-        A reply that is stopped early (close the iterator) counts as far as it was said. sampling: see answer.
+        A reply that is stopped early (close the iterator) is a turn up to there. sampling: see answer.
         """
         turn, first = self._question(text) | {"words": []}, self.is_fresh
         with self._transaction():
@@ -146,7 +151,8 @@ class Conversation:
         for name in dict.fromkeys((self.session.method.name, "full", "none")):
             other = self
             if name != self.session.method.name:
-                session = Session(self.session.model, get_method(name), 0)
+                kind = CPUSession if isinstance(self.session, CPUSession) else Session
+                session = kind(self.session.model, get_method(name), 0)
                 other = self.replay(self.turns if session.method.reads_context else [], session)
             *contexts, prompt = other.encode(other._question(text))
             *_, answers[name] = "", *other.answer(sum(contexts, []) + prompt, **sampling)
@@ -303,6 +309,8 @@ def open_conversation(
     else:
         folder = folder or find_adapter(model, base, name or "ccm-concat")
         method, n = load_adapter(base, folder, method, n, sink)
-    session = (FastListening if compile else ListeningSession)(base, method, n)
+    on_cpu = base.embed_tokens.weight.device.type == "cpu"
+    kind = FastListening if compile else CPUListening if on_cpu else ListeningSession
+    session = kind(base, method, n)
     parts = [part for part in (getattr(base, "step1", None), folder) if part is not None]
     return Conversation(session, tokenizer, template, system, "+".join(map(adapter_fingerprint, parts)))

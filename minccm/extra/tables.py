@@ -17,5 +17,7 @@ def new_table(title: str, *headings: str, left: int = 1) -> Table:
 def print_table(table: Table, console: Console | None = None) -> None:
     """Prints a table in its full width. Where the terminal is narrower, it wraps lines."""
     console = console or Console()
-    needed = Measurement.get(console, console.options.update(max_width=10**4), table).maximum
-    console.print(table, width=max(needed, console.width), crop=False, soft_wrap=True)
+    width = console.width
+    console.width = max(width, Measurement.get(console, console.options.update(max_width=10**4), table).maximum)
+    console.print(table, soft_wrap=True)
+    console.width = width

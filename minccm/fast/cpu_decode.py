@@ -25,6 +25,8 @@ from minccm.model import Block, Transformer, rotary_table
 from minccm.sequence import step_rows
 from minccm.session import Session, StepKV, sample
 
+ROOM = 128  # tokens that the buffers grow by
+
 
 @contextmanager
 def without_onednn():
@@ -40,33 +42,41 @@ def without_onednn():
 class Answer:
     """The logits of an answer, token by token, after a memory and an input."""
 
-    def __init__(self, model: Transformer, method: Method, memory: Memory, kv: StepKV, count: int):
-        """kv: the keys, values and info of the input. count: tokens of the answer at most."""
-        self.model, held, length = model, TokenInfo.cat([memory.info, kv.info]), len(kv.info)
-        start = memory.tokens + length
-        info = TokenInfo.from_rows(step_rows(method, 0, count, memory.step, start, question=1)[1])
-        self.buffers = []  # keys and values of each layer: (kv_heads, K, head_dim)
-        for past, new in ((memory.keys, kv.keys), (memory.values, kv.values)):
-            new = torch.stack(new)  # (layers, kv_heads, N, head_dim)
-            space = new.new_empty(*new.shape[:2], count, new.shape[3])
-            self.buffers.append(torch.cat([past.to(new.dtype), new, space], 2))
-        mask = attention_mask(method, info, TokenInfo.cat([held, info]))  # bool (count, K)
-        self.place = len(held)
-        self.masks = [mask[i, : self.place + i + 1] for i in range(count)]
-        self.masks = [None if row.all() else row for row in self.masks]
-        positions = memory.text + length + torch.arange(count)
-        cos, sin = rotary_table(positions[None], model.frequencies, model.embed_tokens.weight.dtype)
-        self.rotations = list(zip(torch.cat([cos, cos], -1)[0, 0], torch.cat([-sin, sin], -1)[0, 0]))
-        self.count = 0
+    def __init__(self, model: Transformer, method: Method, memory: Memory, kv: StepKV):
+        """kv: the keys, values and info of the input."""
+        self.model, self.method, self.step = model, method, memory.step
+        self.info = TokenInfo.cat([memory.info, kv.info])
+        self.order, self.position = memory.tokens + len(kv.info), memory.text + len(kv.info)  # of the next token
+        new = torch.stack(kv.keys), torch.stack(kv.values)  # (layers, kv_heads, N, head_dim)
+        past = memory.keys.to(new[0].dtype), memory.values.to(new[1].dtype)
+        self.buffers = [torch.cat(pair, 2) for pair in zip(past, new)]  # (layers, kv_heads, K, head_dim)
+        self.place = len(self.info)
+        self.next = iter(())  # cos, sin and mask of the next tokens
+
+    def _make_room(self) -> None:
+        """Makes space in the buffers, cos, sin and masks for ROOM more tokens."""
+        space = self.buffers[0].new_empty(*self.buffers[0].shape[:2], ROOM, self.buffers[0].shape[3])
+        self.buffers = [torch.cat([buffer, space], 2) for buffer in self.buffers]
+        info = TokenInfo.from_rows(step_rows(self.method, 0, ROOM, self.step, self.order, question=1)[1])
+        self.info = TokenInfo.cat([self.info, info])
+        mask = attention_mask(self.method, info, self.info)  # bool (ROOM, K)
+        masks = [row[: self.place + i + 1] for i, row in enumerate(mask)]
+        positions = self.position + torch.arange(ROOM)
+        cos, sin = rotary_table(positions[None], self.model.frequencies, self.model.embed_tokens.weight.dtype)
+        cos, sin = torch.cat([cos, cos], -1)[0, 0], torch.cat([-sin, sin], -1)[0, 0]  # (ROOM, head_dim)
+        self.next = zip(cos, sin, [None if row.all() else row for row in masks])
+        self.order, self.position = self.order + ROOM, self.position + ROOM
 
     def __call__(self, token: int) -> Tensor:
         """Logits (1, vocab_size) after one more token of the answer."""
+        if self.place == self.buffers[0].shape[2]:
+            self._make_room()
         x = self.model.embed_tokens.weight[token][None]  # (1, dim)
-        about = *self.rotations[self.count], self.place + self.count, self.masks[self.count]
+        cos, sin, mask = next(self.next)
         with without_onednn():
             for block, keys, values in zip(self.model.layers, *self.buffers):
-                x = one_token(block, x, keys, values, *about)
-            self.count += 1
+                x = one_token(block, x, keys, values, cos, sin, self.place, mask)
+            self.place += 1
             return F.linear(rms_norm(self.model.norm, x), self.model.lm_head.weight)
 
 
@@ -121,7 +131,7 @@ class CPUSession(Session):
             return
         stop_ids = (self.model.config.eos_id,) if stop_ids is None else stop_ids
         logits, kv, _ = self._forward(self.memory, ids, question=1)
-        answer = Answer(self.model, self.method, self.memory, kv, max_tokens)
+        answer = Answer(self.model, self.method, self.memory, kv)
         for i in range(max_tokens):
             token = int(sample(logits[-1:], temperature, top_p, generator))
             if token in stop_ids:
