@@ -28,7 +28,7 @@ from data.scenes import scene
 SMALL_TALK = Path(__file__).parent / "smollm2" / "small_talk.jsonl.gz"
 EXCHANGES = (1, 1, 2, 2, 3, 3, 4, 4, 5, 6, 6, 7, 8, 8, 9, 10, 11, 12, 12, 13, 14, 15, 16, 18, 20, 22, 24, 26)
 QUESTIONS = 12  # after the same conversation, at most
-SCENES = 0.4  # the share of scenes (data/scenes.py) in what is told
+SCENES = 0.4  # the share of scenes (data/scenes.py) among new facts
 HELD_OUT = 10  # one name, city, ... in 10 belongs to the test split, one to the validation split
 
 # ---------------------------------------------------------------------------------------------------------- values

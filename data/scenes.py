@@ -216,7 +216,7 @@ NEWS = _list("""
 SKILLS = _list("""
     chess, the waltz, Morse code, poker, sign language, first aid, the tango, Welsh, Korean, knitting, ju-jitsu, the
     trumpet, origami, welding, calligraphy, juggling, bread making, the harp, backgammon, tap dancing""")
-MEASURES = [  # what is said, and what is asked
+MEASURES = [  # claim, question and reply
     ("is {v} metres high", "How high is {it}?", "{It} is {v} metres high."),
     ("is {v} metres long", "How long is {it}?", "{It} is {v} metres long."),
     ("weighs {v} kilos", "How much does {it} weigh?", "{It} weighs {v} kilos."),
@@ -230,7 +230,7 @@ MEASURES = [  # what is said, and what is asked
     ("opens at {v}", "When does {it} open?", "{It} opens at {v}."),
     ("has had {v} owners", "How many owners has {it} had?", "{It} has had {v} owners."),
 ]  # fmt: skip
-QUALITIES = [  # what is said of a thing, what is asked, and the list of values
+QUALITIES = [  # claim, questions, reply and values
     ("smells of {v}", ["What does {it} smell of?", "What smell does {it} have?"], "{It} smells of {v}.", SMELLS),
     ("is made of {v}", ["What is {it} made of?", "Which material is {it}?"], "{It} is made of {v}.", MATERIALS),
     ("shows {v}", ["What does {it} show?", "What can you see on {it}?"], "{It} shows {v}.", SHAPES),
@@ -432,7 +432,7 @@ def event(rng: random.Random, agent: Agent) -> tuple[str, list[Question]]:
 
 
 def thing(rng: random.Random, agent: Agent) -> tuple[str, list[Question]]:
-    """A thing and what it is like, in one or two sentences."""
+    """A thing and its properties, in one or two sentences."""
     noun = rng.choice(OWNED)
     mine = {"I": "my", "we": "our"}.get(agent.user, f"{agent.user}'s")
     owned = f"{mine} {noun}"

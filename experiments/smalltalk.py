@@ -133,7 +133,7 @@ def lines() -> dict[str, float]:
 def cut(reply: str, characters: int = 200) -> str:
     """A reply of at most `characters`, cut after a sentence (a poem: after a line); "" if it has no end.
 
-    Also "" for a reply in which the model plays a role.
+    Also "" if the model plays a role.
     """
     reply = reply.strip()
     if ACTED.search(reply):

@@ -87,7 +87,7 @@ def test_unknown_split():
 @given(st.integers(0, 10**9))
 @settings(max_examples=200, deadline=None)
 def test_scenes_answer_their_questions(seed):
-    """Each question of a scene is answered by what was told, and the assistant says "you" and "your"."""
+    """Each question of a scene is answered by its sentences, and the assistant says "you" and "your"."""
     lines, asked = scene(random.Random(seed), ["my aunt", "Tomasz"])
     told = " ".join(lines).lower()
     for question, reply, value in asked:
