@@ -192,7 +192,8 @@ def test_distillation(name, pack):
         without = plain(model, method, sequences)
         assert abs(float(expected["loss"] - without["loss"])) > 1e-3
         step = FastStep(model, method, FastOptions(pack=pack, prune=True, prefix=pack), max_tokens=200, distill=0.7)
-        assert_equal(loss_and_gradients(step, model, sequences), expected)
+        for step.chunked in (False, True):  # for a small and for a large vocabulary
+            assert_equal(loss_and_gradients(step, model, sequences), expected)
 
 
 @pytest.mark.parametrize("pack", [False, True])
@@ -535,6 +536,7 @@ def test_fast_step_in_bf16(name):
         model = gpu_model(method, 4, dtype)
         options = parse_fast(fast, torch.device("cuda"), 1e6)
         step = FastStep(model, method, options, distill=0.5) if options else PlainStep(model, method, distill=0.5)
+        step.chunked = True  # as for a large vocabulary
         step.fix_shapes([sequences])
         for _ in range(4):
             result = loss_and_gradients(step, model, sequences)

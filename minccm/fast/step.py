@@ -28,6 +28,7 @@ from minccm.model import Transformer
 from minccm.sequence import Sequence, bucket_by_length
 
 LARGE = 5e8  # parameters; compiling pays from here on
+LARGE_VOCABULARY = 16384  # pieces; logits of fewer are no large tensor, and a CPU is faster without chunks
 MAX_ROW = 65536  # tokens of one forward pass, at most
 
 
@@ -126,7 +127,8 @@ class FastStep:
         self.largest = max_tokens or _max_tokens(model, options, context_loss)
         max_tokens = max_tokens if replay else self.largest
         self.batches = Packing(method, options, max_tokens, max(128, (max_tokens or 0) // 8 // 128 * 128))
-        self.chunked = frozen and not options.fsdp  # the loss; fsdp has W of lm_head only during a forward pass
+        # the loss in chunks, for a large vocabulary; fsdp has W of lm_head only during a forward pass
+        self.chunked = frozen and not options.fsdp and model.config.vocab_size >= LARGE_VOCABULARY
         self.trained = [p for p in model.parameters() if p.requires_grad]
         self.replayed = Replayed(self._gradients)
 
