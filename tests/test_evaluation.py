@@ -4,6 +4,7 @@ An adapter is compared with no context and full context on its own base model.
 """
 
 import io
+import json
 import math
 
 import pytest
@@ -230,3 +231,14 @@ def test_tables_are_not_cut():
     table.add_row("x" * 30, "1", "22")
     print_table(table, Console(file=file, width=20))
     assert all(text in file.getvalue() for text in ("x" * 30, "a long heading", "another long heading", "22"))
+
+
+def test_time_steps_of_chats(tmp_path):
+    """A table of chats has only the time steps that some chat reaches."""
+    chat = [{"role": role, "content": f"{role} {i}"} for i in range(3) for role in ("user", "assistant")]
+    path = tmp_path / "chats.jsonl"
+    path.write_text(json.dumps({"messages": chat}))
+    tokenizer = Tokenizer(TINY)
+    evaluator = Evaluator(load_model(TINY), tokenizer, encoder(tokenizer, TEMPLATES[DIALOGUE]))
+    rows = evaluator.by_time_step(Run(get_method("full"), 0), str(path), [1, 4, 8], 0)
+    assert [row["time_step"] for row in rows] == [1, 4]  # 5 contexts: all turns but the last

@@ -74,15 +74,20 @@ class Evaluator:
         rows = []
         for time_step in time_steps:
             samples = data.at_step(name, "test", time_step, count, seed)
-            # how many contexts a chat has depends on the template: shorter ones are left out
-            samples = [x for x in samples if "messages" not in x or len(self.encode(x, True).contexts) >= time_step]
-            if samples:
+            if samples := [sample for sample in samples if self.reaches(sample, time_step)]:
                 about = {"data": Path(name).name, "method": run.label, "n": run.n, "time_step": time_step}
                 rows.append(about | self.measure(run, samples))
         if not rows:
             counts = ", ".join(map(str, time_steps))
             raise ValueError(f"{name} has no test samples with {counts} contexts: choose others with --time-steps")
         return rows
+
+    def reaches(self, sample: dict, time_step: int) -> bool:
+        """Does a chat have that many contexts? It depends on the template. Other samples are chosen by it already."""
+        if "messages" not in sample:
+            return True
+        whole = {"messages": sample["messages"]}  # without "max_contexts"
+        return len(self.encode(whole, True).contexts) >= time_step
 
     def by_dataset(
         self, run: Run, names: str, count: int, seed: int = 0, time_steps=None, base: str | None = None
