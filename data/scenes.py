@@ -364,8 +364,8 @@ def event(rng: random.Random, agent: Agent) -> tuple[str, list[Question]]:
     }[tense]
     verb = {"past": base, "will": base, "wants": f"want to {base}", "habit": base}[tense]
     who = {"past": past, "will": f"will {base}", "wants": f"wants to {base}", "habit": third(base)}[tense]
-    you, bot_thing = capital(agent.bot), thing
-    core = f"{you} {will} {bot_thing}"
+    you = capital(agent.bot)
+    core = f"{you} {will} {thing}"
     short = rng.random() < 0.25
     asked: list[Question] = []
 

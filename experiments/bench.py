@@ -23,7 +23,6 @@ time of one process to build the sequences and the row, `mask_ms` that of the de
 """
 
 import argparse
-import gc
 import json
 import resource
 import tempfile
@@ -38,7 +37,7 @@ import torch
 from rich.markup import escape
 from torch import Tensor
 
-from experiments.common import seconds
+from experiments.common import free_memory, seconds, synchronize
 from minccm.extra.tables import new_table, print_table
 from minccm.extra.training import PlainStep
 from minccm.fast.conversations import Conversations
@@ -539,11 +538,6 @@ def batch_sizes(model: Transformer, pairs: int) -> list[int]:
 # ---------------------------------------------------------------------------------------------------------- the report
 
 
-def synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
 def reset_peak() -> None:
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
@@ -551,12 +545,6 @@ def reset_peak() -> None:
 
 def peak() -> dict:
     return {"peak_gib": torch.cuda.max_memory_allocated() / 2**30} if torch.cuda.is_available() else {}
-
-
-def free_memory() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 DETAILS = "peak_gib", "first_s", "input_ms", "step_ms", "host_ms", "mask_ms", "loss_tokens"

@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from data.running import part, read_text
-from experiments.real_model import free_memory, optimize, write_adapter
+from experiments.common import free_memory
+from experiments.real_model import optimize, write_adapter
 from experiments.reproduce import Stages
 from experiments.stream import AtOnce, Pieces, Sizes, compare, kv_bytes, measure, picture, show
 from minccm.fast.graphs import Replayed

@@ -1,6 +1,7 @@
 """Parts that several experiments share: the adapters to measure, and times."""
 
 import argparse
+import gc
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -71,17 +72,25 @@ def seconds(work: Callable[[], object], repeat: int = 5, warmup: int = 2) -> flo
     """The median time of some work, after `warmup` runs that do not count."""
     times = []
     for i in range(warmup + repeat):
-        _synchronize()
+        synchronize()
         start = time.perf_counter()
         work()
-        _synchronize()
+        synchronize()
         times += [time.perf_counter() - start] if i >= warmup else []
     return sorted(times)[len(times) // 2]
 
 
-def _synchronize() -> None:
+def synchronize() -> None:
+    """Waits for the GPU, if there is one."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+def free_memory() -> None:
+    """Frees GPU memory that nothing uses any more, such as that of CUDA graphs."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def pyplot():

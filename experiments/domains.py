@@ -24,8 +24,7 @@ import torch.nn.functional as F
 from data import dialog, prepared
 from data.running import part, read_text
 from experiments.books import ADAPTERS, CausalKV, add_training, sizes_of, train_adapter
-from experiments.common import pyplot
-from experiments.real_model import free_memory
+from experiments.common import free_memory, pyplot
 from experiments.stream import ROWS, kv_bytes, measure
 from minccm.extra.evaluate import save_figure
 from minccm.extra.tables import new_table, print_table

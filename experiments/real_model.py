@@ -15,7 +15,6 @@ input, as the evaluation does. So one sequence trains all time steps of a dialog
     c(1) COMP [c(2) c(3)] c(2) COMP [c(3) c(4)] c(3) COMP ...           [input output]: no later token attends to it
 """
 
-import gc
 import math
 import random
 import time
@@ -31,6 +30,7 @@ from torch.utils.data import DataLoader, Dataset
 import data
 from data import dailydialog, prepared
 from data.encode import Encoder, encode_within, encoder
+from experiments.common import free_memory, synchronize
 from experiments.reproduce import METHODS, markdown
 from minccm.extra import evaluate
 from minccm.extra.evaluate import BASELINES, Evaluator, Run
@@ -303,7 +303,7 @@ def optimize(
     mean, step, steps = None, 0, len(loader)
     for step, batch in enumerate(loader):
         if step == warm:
-            _wait(on_gpu)
+            synchronize()
             started = time.perf_counter()
         now = time.perf_counter() - started if step >= warm else 0.0
         progress = max(step / steps, now / seconds)
@@ -324,23 +324,11 @@ def optimize(
             print(f"{label}: step {step} loss {mean:.3f} norm {float(norm):.2f}, {now:.0f} s", flush=True)
     else:
         step = steps
-    _wait(on_gpu)
+    synchronize()
     took, in_all = time.perf_counter() - started, time.perf_counter() - began
     print(f"{label}: {step} steps in {took:.0f} s ({in_all:.0f} s with compiling), loss {mean:.3f}", flush=True)
     model.eval()
     return {"steps": step, "training_s": took, "loss": mean}
-
-
-def free_memory() -> None:
-    """Frees the memory of CUDA graphs that are no longer used."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-def _wait(on_gpu: bool) -> None:
-    if on_gpu:
-        torch.cuda.synchronize()
 
 
 def write_adapter(folder: Path, model: Transformer, method: Method, n: int, about: dict) -> None:

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from data import dialog, everyday
 from data.encode import encoder
+from experiments.common import free_memory
 from minccm.extra.curriculum import take_turns
 from minccm.extra.evaluate import Evaluator, Run
 from minccm.fast.step import FastStep, parse_fast
@@ -273,8 +274,7 @@ def main() -> None:
         stage = replace(stage, **{key: kinds[key](value) for key, value in changes.items()})
         stage = replace(stage, steps=max(2, round(stage.steps * options.scale)))
         train(stage, options, device, dtype, seconds[i] if i < len(seconds) else 1e9)
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+        free_memory()
     if options.ship:
         ship(Path(options.out), Path(options.ship))
 

@@ -14,6 +14,7 @@ import torch
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
+from minccm.io import options as cli  # noqa: E402
 from minccm.io.options import load_method  # noqa: E402
 from minccm.methods import METHODS  # noqa: E402
 from minccm.model import LlamaConfig, Transformer  # noqa: E402
@@ -40,6 +41,24 @@ def random_model(n: int, dtype=torch.float64, seed=0, adapter=True, learned=(), 
         for tensor in model.adapter_state().values():
             torch.nn.init.normal_(tensor, std=0.5)
     return model.to(dtype)
+
+
+@pytest.fixture
+def call(monkeypatch, capfd):
+    """A function that runs an experiment's main with arguments; returns its exit status and all that it printed."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # other tests run at the same time
+
+    def run(module, *arguments) -> tuple[int, str]:
+        monkeypatch.setattr("sys.argv", [module.__name__, *map(str, arguments)])
+        status = 0
+        try:
+            cli.run(module.main)
+        except SystemExit as stop:
+            status = stop.code
+        printed = capfd.readouterr()
+        return status, printed.out + printed.err
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,6 @@ from data.encode import encoder
 from experiments import domains, real_model
 from experiments.real_model import Source, Steps, build_turns, sizes_of
 from minccm.fast.step import Packing, parse_fast
-from minccm.io import options as cli
 from minccm.io.templates import DIALOGUE, TEMPLATES
 from minccm.io.tokenizer import Tokenizer
 from minccm.methods import get_method
@@ -19,21 +18,6 @@ from tests.conftest import random_model
 from tests.test_real_data import daily_folder
 
 METHODS = ["ccm-concat", "ccm-merge", "compressive", "ccm-merge-plain"]
-
-
-@pytest.fixture
-def call(monkeypatch, capfd):
-    def run(module, *arguments) -> tuple[int, str]:
-        monkeypatch.setattr("sys.argv", [module.__name__, *map(str, arguments)])
-        status = 0
-        try:
-            cli.run(module.main)
-        except SystemExit as stop:
-            status = stop.code
-        printed = capfd.readouterr()
-        return status, printed.out + printed.err
-
-    return run
 
 
 @pytest.mark.parametrize("name", METHODS)

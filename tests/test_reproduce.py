@@ -2,29 +2,9 @@
 
 import json
 
-import pytest
-
 from data import dialog
 from experiments import books, reproduce
-from minccm.io import options as cli
 from tests.test_real_data import daily_folder
-
-
-@pytest.fixture
-def call(monkeypatch, capfd):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # other tests run at the same time
-
-    def run(module, *arguments) -> tuple[int, str]:
-        monkeypatch.setattr("sys.argv", [module.__name__, *map(str, arguments)])
-        status = 0
-        try:
-            cli.run(module.main)
-        except SystemExit as stop:
-            status = stop.code
-        printed = capfd.readouterr()
-        return status, printed.out + printed.err
-
-    return run
 
 
 def dialogues(count: int) -> list[list[str]]:
