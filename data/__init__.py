@@ -41,7 +41,7 @@ from pathlib import Path
 from data import archives, prepared, running
 from minccm.io.untrusted import HALF_PAIR, error, parse_json, printable
 
-GENERATED = ("dialog", "icl", "persona", "everyday")  # made by our own generators: no download, the same everywhere
+GENERATED = ("dialog", "icl", "persona", "everyday", "episodes")  # our own: no download, the same everywhere
 PREPARED = prepared.DATASETS  # real files, see data/prepared.py
 MIXTURES = {"unified": ("metaicl", "soda")}  # several datasets by one name, evenly mixed
 SPLITS = ("train", "validation", "test")

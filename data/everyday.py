@@ -5,9 +5,10 @@
 
 data/dialog.py measures recall with few wordings; here the wordings are the point. A fact is a frame with slots, such as
 "{q} gave me {v} for {w}": each slot can be asked for, in many ways. Facts are told one or several in a message, in main
-and subordinate clauses, and some are corrected later. Small talk stands between: lines of the user with a model's own
-replies (data/smollm2/small_talk.jsonl.gz). The last exchange asks for something told before, and "questions" are
-further ones that could be asked in its place. "answer" is the part of the last reply that counts as recalled.
+and subordinate clauses, and some are corrected later. Small talk stands between: hand-written exchanges
+(data/stories/small_talk.tsv), and some whose replies SmolLM2 wrote (data/smollm2/small_talk.jsonl.gz). The last
+exchange asks for something told before, and "questions" are further ones that could be asked in its place. "answer" is
+the part of the last reply that counts as recalled.
 
 Each sample depends on (split, seed, its number) alone. Names and the like are shared out among the splits.
 """
@@ -26,6 +27,8 @@ from data import dialog as lists
 from data.scenes import scene
 
 SMALL_TALK = Path(__file__).parent / "smollm2" / "small_talk.jsonl.gz"
+WRITTEN_TALK = Path(__file__).parent / "stories" / "small_talk.tsv"
+OWN_TALK = 0.1  # the share of small talk whose replies SmolLM2 wrote
 EXCHANGES = (1, 1, 2, 2, 3, 3, 4, 4, 5, 6, 6, 7, 8, 8, 9, 10, 11, 12, 12, 13, 14, 15, 16, 18, 20, 22, 24, 26)
 QUESTIONS = 12  # after the same conversation, at most
 SCENES = 0.4  # the share of scenes (data/scenes.py) among new facts
@@ -2660,16 +2663,7 @@ ABOUT = [
     "Did I mention {p}?",
     "What was it about {p}?",
 ]
-REPLIES = [""] * 24 + [
-    "You said: ",
-    "You told me: ",
-    "Of course! ",
-    "Sure. ",
-    "Yes. ",
-    "I remember: ",
-    "Let me think. ",
-    "That's easy. ",
-]
+REPLIES = [""] * 28 + ["Of course! ", "Sure. ", "Yes. ", "Let me think. "]
 ACKS = (
     """
 Got it.|Nice!|Good to know.|Okay.|Thanks for telling me.|I see.|Great!|How nice!|Interesting.|That's good to hear.
@@ -2694,13 +2688,6 @@ CHANGED = [
     "Good to know, thanks.",
     "I see, that's changed then.",
     "Noted.",
-]
-FALLBACK = [
-    ("How are you today?", "I'm fine, thank you. How can I help you?"),
-    ("It's raining again.", "That sounds cosy."),
-    ("Tell me a joke.", "Why did the scarecrow win a prize? He was outstanding in his field."),
-    ("I'm bored.", "We could talk about a book or a film that you like."),
-    ("Thanks!", "You're welcome."),
 ]
 
 # ---------------------------------------------------------------------------------------------------------- engine
@@ -2850,7 +2837,6 @@ class Chat:
         self.split, self.rng, self.facts, self.used, self.cast, self.messages = split, rng, [], set(), [], []
         self.last_asked = None
         self.scenes: list[tuple[str, str, str]] = []  # question, reply, the value in it
-        self.talk = small_talk(split)
 
     def draw(self, kind: str, values: dict) -> str:
         """A value of a type that the chat does not have yet."""
@@ -3067,7 +3053,7 @@ class Chat:
 
     def chat(self) -> None:
         """Small talk."""
-        self.say(*self.rng.choice(self.talk))
+        self.say(*small_talk(self.split, self.rng))
 
     def ask(self) -> None:
         """The user asks for something, and the assistant knows it."""
@@ -3191,15 +3177,21 @@ class Chat:
         return {"messages": self.messages, "questions": [list(pair[:2]) for pair in others], "answer": value}
 
 
+def small_talk(split: str, rng: random.Random) -> tuple[str, str]:
+    """An exchange that tells nothing: what the user says, and the reply."""
+    written, own = _small_talk(split)
+    return rng.choice(own if own and rng.random() < OWN_TALK else written)
+
+
 @lru_cache
-def small_talk(split: str) -> list[tuple[str, str]]:
-    """Exchanges of small talk; the test and validation splits have their own."""
-    if not SMALL_TALK.is_file():
-        return FALLBACK
-    rows = [json.loads(line) for line in gzip.decompress(SMALL_TALK.read_bytes()).decode().splitlines()]
-    pairs = [(row["user"], row["bot"]) for row in rows]
+def _small_talk(split: str) -> tuple[list, list]:
+    """Exchanges of small talk, hand-written and SmolLM2's; the test and validation splits have their own."""
     part = {"test": {0}, "validation": {1}}.get(split, set(range(2, HELD_OUT)))
-    return [pair for pair in pairs if zlib.crc32(pair[0].encode()) % HELD_OUT in part] or pairs
+    written = [line.split("\t") for line in WRITTEN_TALK.read_text("utf-8").splitlines() if line]
+    rows = gzip.decompress(SMALL_TALK.read_bytes()).decode().splitlines() if SMALL_TALK.is_file() else []
+    own = [(row["user"], row["bot"]) for row in map(json.loads, rows)]
+    kept = lambda pairs: [(user, bot) for user, bot in pairs if zlib.crc32(user.encode()) % HELD_OUT in part]
+    return kept(written), kept(own)
 
 
 def sample(split: str, index: int, seed: int = 0) -> dict:

@@ -75,10 +75,10 @@ drop dropped: plate, phone, egg, tray, ball, cup, ice cream, tin
 kick kicked: ball, door, stone, bucket, can
 bite bit: postman, apple, finger, cushion, shoe, cable
 chase chased: squirrel, cat, ball, thief, pigeon, bus, goose, kite
-lick licked: plate, spoon, ice cream, stamp, volcano, window
+lick licked: plate, spoon, ice cream, stamp, window, lollipop
 scratch scratched: sofa, car, door, table, nose
 knock knocked: door, vase, glass, bottle
-climb climbed: tree, mountain, ladder, hill, wall, tower, volcano
+climb climbed: tree, mountain, ladder, hill, wall, tower
 cross crossed: river, bridge, desert, road, border
 miss missed: train, bus, flight, party, meeting, goal, lesson, ferry
 book booked: table, flight, room, hotel, taxi, cottage, cruise, court
@@ -88,7 +88,7 @@ drive drove: van, bus, tractor, taxi, lorry, sports car
 ride rode: horse, camel, bike, pony, scooter, donkey
 fly flew: kite, plane, drone, helicopter, balloon
 sail sailed: boat, yacht, raft, dinghy
-photograph photographed: robin, bridge, wedding, storm, church, beetle, waterfall
+photograph photographed: heron, bridge, wedding, storm, church, beetle, waterfall
 film filmed: wedding, storm, concert, lion, race
 record recorded: song, album, podcast, concert, message
 lift lifted: table, stone, car, trophy, sack
@@ -135,7 +135,7 @@ hunt hunted: mouse, rabbit, moth, spider
 """.strip().splitlines()
 ]
 SUBJECTS = _list("""
-    the postman, the mayor, the vet, a nurse, the milkman, the baker, our cat, the dog, the plumber, a man in a
+    the postman, the mayor, the vet, a nurse, the chimney sweep, the baker, our cat, the dog, the plumber, a man in a
     yellow coat, the woman next door, the bus driver, a little girl, the caretaker, my boss, the electrician, an old
     sailor, my great-aunt, my godfather, the twins, the students, our neighbours, my parents, the new teacher, my
     hairdresser, the farmer, the librarian, the waiter, a tourist, the gardener, my classmate, the referee, my son,
@@ -180,36 +180,36 @@ OWNED = _list("""
     bed, letter, novel, cake, soup, puzzle, piano, armchair, car park, hotel, caravan, cottage, fridge, clock, sofa,
     bag""")
 STATES = _list("""
-    is too loud, is broken, is full of sand, leaks, smells of fish, is covered in mud, has a flat tyre, is brand
+    is too bright, is broken, is full of sand, leaks, smells of fish, is covered in mud, has a flat tyre, is brand
     new, makes a strange noise, is stuck, is very slow, is missing, is on fire, needs new batteries, is far too
     small, has a hole in it, is heavier than mine, is out of order, squeaks, is upside down, is completely empty""")
-SMELLS = _list("dog, mint, paint, smoke, lavender, onions, petrol, old books, coffee, wet wool, roses, cheese, toast")
+SMELLS = _list("pine, mint, paint, smoke, lavender, onions, petrol, old books, coffee, wet wool, roses, cheese, ginger")
 MATERIALS = _list(
     "oak, pine, steel, plastic, glass, leather, silk, wool, bamboo, stone, cardboard, marble, clay, rubber"
 )
 SHAPES = _list("""
-    a castle, a lion, clouds, a dragon, a ship, mountains, a heron, two swans, the moon, a clown, a bridge, a tiger,
+    a castle, a lion, stars, a dragon, a ship, mountains, a heron, two swans, the moon, a clown, a bridge, a tiger,
     the sea, a map of Wales, sunflowers, an old train, a lighthouse""")
 MATTERS = _list("""
-    the water bill, a lost dog, the war, two brothers, a murder in Venice, bees, the new school, the rent, parking,
+    the gas bill, a lost dog, the war, two brothers, a murder in Venice, bees, the new school, the rent, parking,
     a wizard, a shipwreck, the roof, the garden fence, a talking bear, the sea, my grandfather, an inheritance""")
 PARTS = _list("""
-    a lemon tree, a red roof, two windows, a balcony, no window, a secret drawer, three wheels, a broken handle, a
+    a plum tree, a red roof, two windows, a balcony, a dome, a secret drawer, three wheels, a broken handle, a
     huge fireplace, a blue door, no brakes, a squeaky bell, a zip, seven buttons, a view of the sea, a pond""")
 NAMES = _list("""
-    Bluebird, Nelson, Pickle, Lucky, Thunder, Daisy, Rocket, Gustav, Matilda, Comet, Pepper, Caspian, Marigold,
+    Skylark, Nelson, Pickle, Lucky, Thunder, Daisy, Rocket, Gustav, Matilda, Comet, Ginger, Florian, Marigold,
     Bruno, Olga, Sirius, Juno, Biscuit, Wanda, Otto, Horizon, Kestrel, Mistral, Clementine, Banjo""")
 OWNERS = _list("""
     my grandfather, a famous actor, my great-aunt, an old sailor, the previous tenant, my cousin, a monk, our
     neighbour, my teacher, a circus, my mother, a lighthouse keeper, the village school, my ex-husband""")
 ORDERS = _list("""
-    frame it, call the doctor, sell the car, wait until Monday, eat more fruit, write it down, see a dentist, paint
+    hang it up, call the doctor, sell the car, wait until Monday, eat more fruit, write it down, see a dentist, paint
     it green, leave early, buy a bigger one, bring an umbrella, keep the receipt, try again, take the tram, add more
     salt, plant it in the shade, ask the landlord, turn left at the church, drink more water, learn Italian, take a
     day off, change the lock, stop worrying, use a hammer, read the small print, go to bed earlier, bake it for
     longer""")
 NEWS = _list("""
-    the cat had climbed onto the fridge, the bridge was closed, the soup was too salty, the bus never came, the band
+    the cat had slept in the bath, the bridge was closed, the soup was too salty, the bus never came, the band
     had split up, the roof would hold, it would snow, the shop was moving, the keys were under the mat, the film was
     boring, the exam had been easy, the ice was too thin, the baker had retired, there were wolves in the forest,
     the train would be late, the lift was broken, the test was positive, the museum was free on Sundays""")
@@ -373,7 +373,6 @@ def event(rng: random.Random, agent: Agent) -> tuple[str, list[Question]]:
         reply = brief if short and brief else reply
         asked.append((rng.choice(texts), capital(to_bot(reply)) + ".", value))
 
-    someone = rng.choice([agent.user, agent.user, {"I": "I", "we": "we"}.get(agent.user, agent.user)])
     if agent.user not in ("I", "we"):
         value = bare(agent.bot)
         ask(
@@ -386,7 +385,9 @@ def event(rng: random.Random, agent: Agent) -> tuple[str, list[Question]]:
     place = "".join(f" {details[key]}" for key in ("where", "when") if key in details and rng.random() < 0.5)
     if not number:
         ask(
-            [f"What {do} {someone} {verb}{place}?", f"What was it that {someone} {will}?"][: 1 + (rng.random() < 0.1)],
+            [f"What {do} {agent.user} {verb}{place}?", f"What was it that {agent.user} {will}?"][
+                : 1 + (rng.random() < 0.1)
+            ],
             core,
             described,
             thing,
@@ -394,34 +395,37 @@ def event(rng: random.Random, agent: Agent) -> tuple[str, list[Question]]:
     else:
         ask(
             [
-                f"How many {plural(noun)} {do} {someone} {verb}?",
-                f"How many {plural(noun)} {do} {someone} {verb}{place}?",
+                f"How many {plural(noun)} {do} {agent.user} {verb}?",
+                f"How many {plural(noun)} {do} {agent.user} {verb}{place}?",
             ],
             core,
             number,
             number,
         )
-        ask([f"What {do} {someone} {verb}{place}?"], core, plural(noun), thing)
+        ask([f"What {do} {agent.user} {verb}{place}?"], core, plural(noun), thing)
     if adjective in COLOURS:
         ask(
-            [f"What colour {'are' if number else 'is'} {the_thing} that {someone} {will}?"]
+            [f"What colour {'are' if number else 'is'} {the_thing} that {agent.user} {will}?"]
             + [f"Which colour {'are' if number else 'is'} {the_thing}?"],
             f"{the_thing} {'are' if number else 'is'} {adjective}",
             adjective,
             adjective,
         )
     elif adjective:
-        ask([f"What kind of {noun} {do} {someone} {verb}?"], core, adjective, thing)
+        ask([f"What kind of {noun} {do} {agent.user} {verb}?"], core, adjective, thing)
     for key, asks in (
-        ("where", [f"Where {do} {someone} {verb} {the_thing}?", f"Where {do} {someone} {verb} {thing}?"]),
+        ("where", [f"Where {do} {agent.user} {verb} {the_thing}?", f"Where {do} {agent.user} {verb} {thing}?"]),
         (
             "when",
-            [f"When {do} {someone} {verb} {the_thing}?", f"When was it that {someone} {will} {the_thing}?"][
+            [f"When {do} {agent.user} {verb} {the_thing}?", f"When was it that {agent.user} {will} {the_thing}?"][
                 : 1 + (tense == "past")
             ],
         ),
-        ("with", [f"Who {do} {someone} {verb} {the_thing} with?", f"With whom {do} {someone} {verb} {the_thing}?"]),
-        ("why", [f"Why {do} {someone} {verb} {the_thing}?"]),
+        (
+            "with",
+            [f"Who {do} {agent.user} {verb} {the_thing} with?", f"With whom {do} {agent.user} {verb} {the_thing}?"],
+        ),
+        ("why", [f"Why {do} {agent.user} {verb} {the_thing}?"]),
     ):
         if key in details:
             link = {"with": "with ", "why": "because "}.get(key, "")
@@ -491,35 +495,16 @@ def saying(rng: random.Random, agent: Agent) -> tuple[str, list[Question]]:
     if agent.user in ("I", "we") and kind in ("order", "news", "skill"):
         agent = Agent(rng.choice(SUBJECTS))
     you, value = capital(agent.bot), bare(agent.bot)
-    if kind == "order":
-        order = rng.choice(ORDERS)
-        told = rng.choice([f"{agent.user} told me to {order}", f"{agent.user} said I should {order}"])
+    if kind in ("order", "news"):
+        what = rng.choice(ORDERS if kind == "order" else NEWS)
+        first, second = ("to ", "I should ") if kind == "order" else ("that ", "")
+        told = rng.choice([f"{agent.user} told me {first}{what}", f"{agent.user} said {second}{what}"])
+        who = rng.choice([f"Who told me {first}{what}?", f"Who said {second or first}{what}?"])
+        ask = ["What did {} tell me to do?", "What should I do, as {} said?"]
+        ask = ask if kind == "order" else ["What did {} tell me?", "What did {} say?"]
         return told, [
-            (
-                rng.choice([f"Who told me to {order}?", f"Who said I should {order}?"]),
-                rng.choice([f"{you} told you to {order}.", f"{you} said that.", f"{you} did."]),
-                value,
-            ),
-            (
-                rng.choice([f"What did {agent.user} tell me to do?", f"What should I do, as {agent.user} said?"]),
-                f"{you} told you to {to_bot(order)}.",
-                to_bot(order),
-            ),
-        ]
-    if kind == "news":
-        news = rng.choice(NEWS)
-        told = rng.choice([f"{agent.user} told me that {news}", f"{agent.user} said {news}"])
-        return told, [
-            (
-                rng.choice([f"Who told me that {news}?", f"Who said that {news}?"]),
-                rng.choice([f"{you} told you that.", f"{you} did.", f"{you} said so."]),
-                value,
-            ),
-            (
-                rng.choice([f"What did {agent.user} tell me?", f"What did {agent.user} say?"]),
-                f"{you} said that {news}.",
-                news,
-            ),
+            (who, rng.choice([f"{you} told you {first}{what}.", f"{you} said that.", f"{you} did."]), value),
+            (rng.choice(ask).format(agent.user), f"{you} told you {first}{to_bot(what)}.", to_bot(what)),
         ]
     if kind == "skill":
         skill = rng.choice(SKILLS)
@@ -545,7 +530,7 @@ def saying(rng: random.Random, agent: Agent) -> tuple[str, list[Question]]:
         number = rng.choice(NUMBERS)
         unit = rng.choice(_list("days, weeks, months, years, hours"))
         what = rng.choice(
-            _list("""smoked, eaten meat, seen the sea, had coffee, spoken to Marc, been to the dentist,
+            _list("""gambled, eaten meat, seen the sea, had coffee, spoken to Hugo, been to the dentist,
             worn a tie, played the piano, slept well, missed a lesson, watched television, cut the hedge""")
         )
         have = agent.form("has", "have")

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from experiments.abilities import QUESTIONS
 from minccm.fast.conversations import Conversations
 from minccm.io import options as cli
 from minccm.io.files import write_whole
@@ -22,6 +23,7 @@ from minccm.io.options import real, whole
 from minccm.io.templates import choose_template
 from minccm.methods import get_method
 
+TEST_QUESTIONS = {*QUESTIONS, "How do I make tea?", "Explain a volcano in one sentence."}
 ENDS = re.compile(r"[.!?][\"')\]]?(?=\s|$)")  # the end of a sentence
 ACTED = re.compile(r"^[(*\[]|\bDear\b|[Mm]y name is")  # a role that the model plays, or a letter
 END = chr(10)
@@ -127,7 +129,8 @@ def lines() -> dict[str, float]:
         facts.append(
             rng.choice([f"What is {a} plus {b}?", f"What is {a} times {b % 10 + 1}?", f"How much is {a} + {b}?"])
         )
-    return dict.fromkeys(facts, 0.0) | dict.fromkeys(talk, 0.7)
+    found = dict.fromkeys(facts, 0.0) | dict.fromkeys(talk, 0.7)
+    return {line: temperature for line, temperature in found.items() if line not in TEST_QUESTIONS}
 
 
 def cut(reply: str, characters: int = 200) -> str:

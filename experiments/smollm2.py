@@ -3,9 +3,9 @@
     python -m experiments.smalltalk --model smollm2 --out data/smollm2/small_talk.jsonl.gz
     python -m experiments.smollm2 --out runs/smollm2 --ship data/smollm2
 
-Training data: chats of data/everyday.py, whose small talk SmolLM2 wrote itself, and dialogues of data/dialog.py. A step
-fills one row of a fixed number of tokens, so the whole step is one CUDA graph. Chats grow longer during a stage. The
-memory of ccm-merge is first split among places that take turns (minccm/extra/curriculum.py).
+Training data: chats of hand-written episodes (data/episodes.py) and of data/everyday.py, and dialogues of
+data/dialog.py. A step fills one row of a fixed number of tokens, so the whole step is one CUDA graph. Chats grow longer
+during a stage. The memory of ccm-merge is first split among places that take turns (minccm/extra/curriculum.py).
 """
 
 import math
@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader, Dataset
 
-from data import dialog, everyday
+from data import dialog, episodes, everyday
 from data.encode import encoder
 from experiments.common import free_memory
 from minccm.extra.curriculum import take_turns
@@ -53,13 +53,12 @@ class Stage:
     distill: float = 0.0
     first_limit: int = 4  # exchanges of a chat at the beginning
     places: int = 0  # of the merge curriculum
-    fewer: int = 0  # some samples have this n instead
 
 
 STAGES = [
-    Stage("step1", "full", 0, 32, 4e-4, 1400, first_limit=LONGEST),
-    Stage("ccm-concat", "ccm-concat", 4, 48, 1e-3, 3300, "step1", 1.0, 3, fewer=2),
-    Stage("ccm-merge", "ccm-merge", 16, 48, 1e-3, 5500, "step1", 0.0, 6, places=8),
+    Stage("step1", "full", 0, 48, 5e-4, 3600, first_limit=LONGEST),
+    Stage("ccm-concat", "ccm-concat", 4, 48, 1e-3, 12900, "step1", 1.0, 3),
+    Stage("ccm-merge", "ccm-merge", 16, 48, 1e-3, 11500, "step1", 0.5, 6, places=8),
 ]
 
 
@@ -71,6 +70,7 @@ def arguments():
     add("--stages", type=name, default=",".join(stage.name for stage in STAGES), help="which ones, in order")
     add("--tokens", type=whole(512, 2**20), default=20480, help="tokens of a training step")
     add("--scale", type=real(0, 100, above=True), default=1.0, help="all numbers of steps are multiplied by this")
+    add("--shares", type=str, default="5,2,3", help="of samples from episodes, everyday and dialog")
     add("--seconds", type=str, default="", help="of each stage at most; the learning rate falls in time")
     add("--set", type=str, default="", help="other settings of the stages: lr=5e-4,distill=0.5")
     add("--fast", default="compile,no-prune", help="see train.py")
@@ -85,6 +85,7 @@ class Steps(Dataset):
     def __init__(self, stage: Stage, method: Method, encode, tokenizer, template, config, packing, options):
         self.stage, self.method, self.encode, self.packing = stage, method, encode, packing
         self.tokenizer, self.template, self.config, self.options = tokenizer, template, config, options
+        self.shares = [float(part) for part in options.shares.split(",")]
 
     def __len__(self) -> int:
         return self.stage.steps
@@ -111,19 +112,18 @@ class Steps(Dataset):
         """Sample number `index`, of at most `limit` exchanges."""
         stage, rng = self.stage, random.Random(f"{self.options.seed} {self.stage.name} {index}")
         index += (zlib.crc32(stage.name.encode()) % 1000) * 10**7
-        if rng.random() < 0.7:
-            sample = everyday.sample_at("train", index, min(limit, rng.choice(everyday.EXCHANGES)), self.options.seed)
-            encoded = self.everyday(sample, rng.randint(4, 12))
+        module = rng.choices([episodes, everyday, dialog], self.shares)[0]
+        if module is not dialog:
+            sample = module.sample_at("train", index, min(limit, rng.choice(everyday.EXCHANGES)), self.options.seed)
+            encoded = self.with_questions(sample, rng.randint(4, 12))
         else:
             t = min(2 * limit, rng.choice([1, 1, 2, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 15, 17, 20]))
             sample = dialog.sample_at("train", index, t, self.options.seed)
             encoded = self.encode(sample, True, 8)
-        n = stage.fewer if stage.fewer and rng.random() < 0.25 else stage.n
-        return build_sequence(
-            self.method, n, self.config.vocab_size, encoded.contexts, encoded.questions, encoded.answer_lengths
-        )
+        vocab_size, lengths = self.config.vocab_size, encoded.answer_lengths
+        return build_sequence(self.method, stage.n, vocab_size, encoded.contexts, encoded.questions, lengths)
 
-    def everyday(self, sample: dict, questions: int) -> EncodedSample:
+    def with_questions(self, sample: dict, questions: int) -> EncodedSample:
         """A chat with further questions."""
         encoded = self.encode(sample)
         for user, reply in sample["questions"][:questions]:
@@ -190,12 +190,18 @@ def train(stage: Stage, options, device, dtype, seconds: float) -> None:
     fix_shapes(step_function.batches, steps, options.tokens)
     on_gpu = device.type == "cuda"
     optimizer = torch.optim.AdamW(trained.values(), stage.lr, (0.9, 0.95), weight_decay=0.0, fused=on_gpu)
-    loader = DataLoader(steps, None, num_workers=14 if on_gpu else 0, prefetch_factor=4 if on_gpu else None)
+    workers = 14 if on_gpu else 0
+    loader = DataLoader(steps, None, num_workers=workers, prefetch_factor=4 if on_gpu else None)
     turns = take_turns(method, stage.n, stage.places) if stage.places else None
-    started, mean, snapshot = time.perf_counter(), 0.0, False
+    started, mean = time.perf_counter(), 0.0
 
     def write(folder: Path, step: int) -> None:
-        about = {"base_name": Path(options.model).name, "data": "everyday,dialog", "steps": step, "seed": options.seed}
+        about = {
+            "base_name": Path(options.model).name,
+            "data": "episodes,everyday,dialog",
+            "steps": step,
+            "seed": options.seed,
+        }
         save_adapter(folder, model, method, stage.n, **about)
 
     for step, batches in enumerate(loader):
@@ -211,10 +217,6 @@ def train(stage: Stage, options, device, dtype, seconds: float) -> None:
         if turns:
             share = max(0.0, min(1.0, 1 - (progress - 0.15) / 0.6)) ** 2
             mixture = [(1 - share, method), (share, turns)]
-            if share < 1 and not snapshot:
-                snapshot = True
-                write(make_folder(out / "turns"), step)
-                keep_step1(None, str(after), out / "turns")
         loss = step_function.backward(batches, total, mixture)
         norm = torch.nn.utils.clip_grad_norm_(trained.values(), 1.0)
         optimizer.step()
@@ -239,10 +241,10 @@ def train(stage: Stage, options, device, dtype, seconds: float) -> None:
 
 @torch.no_grad()
 def report(model, tokenizer, encode, stage: Stage, method: Method, count: int) -> None:
-    """Prints recall by time step on both datasets."""
+    """Prints recall by time step on all three datasets."""
     model.eval()
     evaluator = Evaluator(model, tokenizer, encode, 16384 if model.embed_tokens.weight.is_cuda else 4096)
-    for module in (dialog, everyday):
+    for module in (dialog, everyday, episodes):
         cells = []
         for t in (1, 2, 4, 8, 12):
             samples = [module.sample_at("test", i, t, 0) for i in range(count)]

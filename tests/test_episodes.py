@@ -1,0 +1,152 @@
+"""Hand-written episodes: they are all readable, chats are answerable from them, and the test set is not among them."""
+
+import json
+import random
+import re
+from pathlib import Path
+
+import pytest
+
+import data
+from data import episodes, everyday
+from data.chats import check_chat
+from experiments import abilities
+
+CHATS = [episodes.sample("train", index) for index in range(400)]
+NATURAL = [json.loads(line) for line in (Path(__file__).parent / "natural.jsonl").read_text("utf-8").splitlines()]
+
+
+def words(text: str) -> list[str]:
+    return re.findall(r"[a-z0-9']+", text.lower())
+
+
+def runs(text: str, length: int) -> set[tuple[str, ...]]:
+    """All runs of so many words."""
+    found = words(text)
+    return {tuple(found[i : i + length]) for i in range(len(found) - length + 1)}
+
+
+def test_seeded():
+    """A sample depends on (split, index, seed) alone."""
+    assert episodes.sample("train", 7) == episodes.sample("train", 7)
+    assert episodes.sample("train", 7) != episodes.sample("train", 8)
+    assert episodes.sample("train", 7) != episodes.sample("train", 7, seed=1)
+    assert data.source("episodes", "train")(3) == episodes.sample("train", 3)
+    with pytest.raises(ValueError, match="unknown split 'dev'"):
+        episodes.sample("dev", 0)
+
+
+def test_splits_share_no_episode():
+    """Every episode belongs to one split, and most to training."""
+    parts = {split: set(map(str, episodes.episodes(split))) for split in data.SPLITS}
+    assert len(set().union(*parts.values())) == sum(map(len, parts.values()))
+    assert len(parts["train"]) > 5 * len(parts["test"]) > 0
+
+
+def test_what_counts_was_said():
+    """The user has said nearly all that counts in the answers of each file; the rest is said in other words."""
+    for path in sorted(episodes.FOLDER.glob("*.txt")):
+        said = missing = 0
+        for index, text in enumerate(path.read_text("utf-8").strip().split("\n\n")):
+            values, told = episodes.Values(random.Random(index), "train", set()), ""
+            for line in episodes.parse(text, f"{path.name}, episode {index + 1}"):
+                said_now, reply = values.fill(line.text), values.fill(line.reply)
+                told += f" {said_now}".lower() if line.mark == "+" else ""
+                parts = re.findall(r"\[([^\[\]]+)\]", reply) if line.mark != "+" else []
+                said += len(parts)
+                missing += sum(part.lower() not in told for part in parts)
+        assert missing <= 0.1 * said, path.name
+
+
+def test_chats():
+    """Samples are chats without an unfilled field or a mark, with as many exchanges as asked."""
+    for chat in CHATS:
+        assert len(check_chat(chat, "a chat")) == len(chat["messages"])
+        texts = [message["content"] for message in chat["messages"]] + sum(chat["questions"], [])
+        assert not any(re.search(r"[{}\[\]|\t]", text) or text != text.strip() for text in texts)
+    for time_step in (1, 2, 5, 20):
+        assert len(episodes.sample_at("test", 0, time_step)["messages"]) == 2 * time_step + 2
+
+
+def test_answers_were_told():
+    """The user has said nearly every answer before; the rest is said in other words."""
+    told = 0
+    for chat in CHATS:
+        *before, _, reply = (message["content"] for message in chat["messages"])
+        assert chat["answer"] in reply
+        told += any(chat["answer"].lower() in text.lower() for text in before[::2])
+    assert told >= 0.85 * len(CHATS)
+
+
+def test_a_change_ends_what_was_right_before():
+    """A question with ?! is asked only until the next message of its episode."""
+    text = "+ It is on {day}.\n- Fine.\n?! When? > On [{day}].\n+ It moved to {day2}.\n? When now? > On [{day2}]."
+    for index in range(50):
+        chat = episodes.Chat("train", random.Random(index))
+        chat.tell([episodes.parse(text)], 50)
+        assert [question for question, _ in chat.open] == ["When now?"]
+        chat = episodes.Chat("train", random.Random(index))
+        chat.curious = chat.chatty = 0.0
+        chat.tell([episodes.parse(text)], 1)
+        assert chat.open[0][0] in ("When?", "When now?")
+
+
+def test_episodes_that_could_be_mixed_up():
+    """Two episodes with a cat each are not told in one chat, unless their questions name it."""
+    theme = lambda asked, told: episodes.Theme(episodes.words(told) | asked, [asked])
+    cat = theme({"cat"}, "My cat is ill.")
+    assert episodes.mixed_up(cat, theme({"cat", "eat"}, "My cat eats tuna."))
+    assert not episodes.mixed_up(cat, theme({"train"}, "My train was late."))
+    assert not episodes.mixed_up(theme({"7 F"}, ""), theme({"8 F"}, ""))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "+ No question.",
+        "? Question first? > [Yes].",
+        "+ A.\n? B? > no mark",
+        "+ A {b}.\n? C? > [D].",
+        "A\n? B? > [C].",
+    ],
+)
+def test_what_cannot_be_read(text):
+    """An episode that is not written as it should be is an error that shows it."""
+    with pytest.raises(ValueError, match="an episode"):
+        episodes.parse(text)
+
+
+def test_articles_and_numbers():
+    """ "a" becomes "an" where it must, and a drawn number stays the same in an episode."""
+    values = episodes.Values(random.Random(0), "train", set())
+    assert (
+        values.fill("a {x: egg} and an {y: cup}, a {: hour} at a {: university}")
+        == "an egg and a cup, an hour at a university"
+    )
+    assert values.fill("{n: 3-900}") == values.fill("{n}")
+
+
+def test_small_talk_asks_no_question_of_the_abilities():
+    """What experiments/abilities.py asks, to measure the base model's knowledge, is not trained."""
+    rng = random.Random(0)
+    lines = {everyday.small_talk("train", rng)[0] for _ in range(20000)}
+    assert len(lines) > 800 and not lines & {*abilities.QUESTIONS}
+
+
+def test_the_natural_test_set_is_not_in_the_training_data():
+    """Hardly any question of more than five words, and no eight words in a row of a message, are in training data."""
+    asked, said = set(), set()
+    for module in (episodes, everyday):
+        for index in range(400):
+            chat = module.sample("train", index)
+            asked |= {tuple(words(question)) for question, _ in chat["questions"]}
+            for message in chat["messages"][::2]:
+                said |= runs(message["content"], 8)
+    questions = [tuple(words(question["ask"])) for talk in NATURAL for question in talk["questions"]]
+    assert sum(len(question) > 5 and question in asked for question in questions) < 0.02 * len(questions)
+    assert not any(runs(turn, 8) & said for talk in NATURAL for turn in talk["turns"])
+    everything = " \n ".join(" ".join(words(path.read_text("utf-8"))) for path in episodes.FOLDER.glob("*.txt"))
+    for talk in NATURAL:
+        for turn in talk["turns"]:
+            assert not any(" ".join(run) in everything for run in runs(turn, 8)), turn
