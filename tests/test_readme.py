@@ -464,7 +464,7 @@ def test_tables_of_readme():
     for method, cells in list(real.items())[1:]:
         assert cells[:5] == [cell.split()[0] for cell in dialogues[method][:5]], method
         gap = dialogues[method][5].split()[:1] or [{"none": "0", "full": "1"}[method]]
-            assert [cells[5]] == gap, method
+        assert [cells[5]] == gap, method
     for method, cells in list(tiny.items())[1:]:
         gap = metric_row("dialog", method, "gap_closed", "time_step", "{:.2f}")[-1]
         assert cells[:5] == metric_row("dialog", method, "recall", "time_step", "{:.1%}"), method
