@@ -411,6 +411,22 @@ def cpu_table(rows: list[dict]) -> dict[str, list[str]]:
     return found
 
 
+def costs_table(rows: list[dict]) -> dict[str, list[str]]:
+    """Time to read a turn and to answer, and the memory, by length of context."""
+    shown = {
+        "read 50 tokens, {}, ms": lambda row: f"{1000 * row['read_s']:.0f}",
+        "answer, {}, ms": lambda row: f"{1000 * row['answer_s']:,.0f}",
+        "KV memory, {}, KiB": lambda row: f"{row['kv_bytes'] / 1024:,.0f}",
+    }
+    found = {}
+    for label, cell in shown.items():
+        for row in rows:
+            if "read_s" in row:
+                method = row["method"] + (f", n = {row['n']}" if row["n"] else "")
+                found.setdefault(label.format(method), []).append(cell(row))
+    return found
+
+
 @pytest.mark.parametrize(
     "document, title, file, made",
     [
@@ -424,6 +440,7 @@ def cpu_table(rows: list[dict]) -> dict[str, list[str]]:
         ("streaming", "tiny model: perplexity", "endless", perplexity_table),
         ("performance", "training SmolLM2", "smollm2-steps", steps_table),
         ("performance", "SmolLM2 on a CPU", "smollm2-cpu", cpu_table),
+        ("costs", "SmolLM2 on a CPU", "smollm2-costs-cpu", costs_table),
     ],
 )
 def test_tables_of_measurements(document, title, file, made):
