@@ -365,7 +365,8 @@ def bench_chat(model: Transformer) -> list[dict]:
         flops = machine_limits(torch.device("cpu"), dtype)["flops"]
         for name, n in (("full", 0), ("ccm-concat", 4), ("ccm-merge", 16)):
             model.add_adapter(n, r=64)
-            rows += attempt(f"a turn, {name}", chat_turn, model, get_method(name), n, rate, flops)
+            for kind in (Session, CPUSession):
+                rows += attempt(f"a turn, {name}", chat_turn, kind, model, get_method(name), n, rate, flops)
         model.add_adapter(4, r=64)
         for kind in (Session, CPUSession):
             rows += attempt(f"answer, {kind.__name__}", chat_answer, kind, model, rate)
@@ -399,19 +400,19 @@ def chat_answer(kind: type[Session], model: Transformer, rate: float) -> dict:
 
 
 @torch.no_grad()
-def chat_turn(model: Transformer, method: Method, n: int, rate: float, flops: float) -> dict:
+def chat_turn(kind: type[Session], model: Transformer, method: Method, n: int, rate: float, flops: float) -> dict:
     """ms to read a turn and to compress it, in the mean of 8 turns."""
     texts = random_texts(model, 8, CHAT.context)
 
     def read() -> None:
-        session = Session(model, method, n)
+        session = kind(model, method, n)
         for text in texts:
             session.read(text)
 
     took = seconds(read, 3, 1) / len(texts)
     matrices, tokens = matrix_weights(model), CHAT.context + n
     best = max(matrices * model.lm_head.weight.element_size() / rate, 2 * matrices * tokens / flops)
-    row = {"bench": "chat", "shape": dtype_of(model), "method": f"a turn, {method.name}, n = {n}"}
+    row = {"bench": "chat", "shape": dtype_of(model), "method": f"a turn, {method.name}, n = {n}, {kind.__name__}"}
     row |= {"figure": 1e3 * took, "unit": "ms/turn", "limit": 1e3 * best}
     return row | {"share": best / took, "peak_gib": peak_of_process()}
 

@@ -60,12 +60,13 @@ def tell(talk, *lines, **sampling):
     return ["".join(talk.reply(line, **sampling)) for line in lines]
 
 
-def same(a, b):
-    """Do two conversations hold the same memory, number for number?"""
+def same(a, b, tolerance=0.0):
+    """Do two conversations hold the same memory, number for number, or within a tolerance?"""
     a, b = a.session.memory, b.session.memory
     counts = (a.step, a.text, a.tokens) == (b.step, b.text, b.tokens)
     infos = zip(vars(a.info).values(), vars(b.info).values())
-    return counts and torch.equal(a.keys, b.keys) and all(torch.equal(x, y) for x, y in infos)
+    close = a.keys.shape == b.keys.shape and bool(((a.keys - b.keys).abs() <= tolerance).all())
+    return counts and close and all(torch.equal(x, y) for x, y in infos)
 
 
 @pytest.fixture(scope="module")
@@ -268,7 +269,7 @@ def test_compiled(fresh, run):
     for talk in (compiled, compiled.replay([])):
         plain = fresh()
         assert isinstance(talk.session, FastSession)
-        assert tell(talk, *SAID) == tell(plain, *SAID) and same(talk, plain)
+        assert tell(talk, *SAID) == tell(plain, *SAID) and same(talk, plain, 1e-4)
     with pytest.raises(ValueError, match="leave it out"):
         run(SAID[0], options=["--compile"])
 

@@ -1,4 +1,4 @@
-"""Answers of a CPUSession are those of a Session."""
+"""A CPUSession reads and answers as a Session does."""
 
 from dataclasses import replace
 
@@ -40,6 +40,22 @@ def test_answers_of_a_session(name, sink, monkeypatch):
                 given = {"max_tokens": 9} | options
                 found.append(list(session.generate([20, 21, 22], generator=generator, stop_ids=(2,), **given)))
             assert found[0] == found[1] == found[2] and len(fast.memory) == before
+
+
+@pytest.mark.parametrize("sink", [False, True])
+@pytest.mark.parametrize("name", [*ALL_METHODS, "step 1"])
+def test_memory_of_a_session(name, sink):
+    """Contexts of several lengths give the same memory and logits, in fp64 to rounding."""
+    method = replace((ALL_METHODS | {"step 1": STEP1})[name], sink=sink)
+    model = random_model(2, learned=method.learned, layers=3).double()
+    plain, fast = (read(kind, model, method, 4) for kind in (Session, CPUSession))
+    for field in ("keys", "values"):
+        torch.testing.assert_close(getattr(fast.memory, field), getattr(plain.memory, field), rtol=1e-9, atol=1e-9)
+    assert vars(fast.memory.info).keys() == vars(plain.memory.info).keys()
+    assert all(map(torch.equal, vars(fast.memory.info).values(), vars(plain.memory.info).values()))
+    assert (fast.memory.step, fast.memory.tokens) == (plain.memory.step, plain.memory.tokens)
+    with torch.no_grad():
+        torch.testing.assert_close(fast.logits([20, 21]), plain.logits([20, 21]), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", ["full", "ccm-concat", "ccm-merge", "gist"])

@@ -1,4 +1,4 @@
-"""Answers at batch 1 on a CPU, close to the time that reading all weights takes.
+"""Reading and answering at batch 1 on a CPU.
 
 A token of an answer is a product of each weight matrix with one vector, so the rate of reading memory is the limit.
 
@@ -6,6 +6,8 @@ A token of an answer is a product of each weight matrix with one vector, so the 
   single vector. So oneDNN is off while a token is computed. Longer inputs keep it.
 - Keys and values are written to buffers in place. Weights are joined (fused.py), so there are fewer, longer products.
 - The queries of a key/value head are a batch of rows for it. So attention copies no keys for grouped queries.
+- A context, or an input, is one pass with joined weights. LoRA acts on the rows of COMP tokens only, which come last. Of
+  a context the last layer computes keys and values only.
 
     session = CPUSession(model, method, n)          # a Session, with the same numbers
 """
@@ -19,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minccm.fast.fused import join_weights
+from minccm.lora import ConditionalLoRA
 from minccm.memory import Memory
 from minccm.methods import Method, TokenInfo, attention_mask
 from minccm.model import Block, Transformer, rotary_table
@@ -108,12 +111,60 @@ def one_token(
     return x + F.linear(F.silu(gate) * up, mlp.down_proj.weight)
 
 
+def one_step(model: Transformer, tokens: Tensor, positions: Tensor, kv: StepKV, comp: int, logits: bool) -> Tensor:
+    """Transformer.forward of tokens and positions (1, N): logits (N, vocab_size), or (0, vocab_size) without `logits`.
+
+    LoRA acts on the last `comp` tokens. It must not be at work on others.
+    """
+    x, config = model.embed(tokens)[0], model.config  # (N, dim)
+    cos, sin = rotary_table(positions, model.frequencies, x.dtype)
+    cos, sin = torch.cat([cos, cos], -1)[0], torch.cat([-sin, sin], -1)[0]  # (1, N, head_dim)
+    q_dim, kv_dim, kv_heads = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim, config.n_kv_heads
+
+    def add_lora(y: Tensor, h: Tensor, part: ConditionalLoRA) -> None:
+        """Adds the update of a projection of h to y, a view of the output."""
+        if comp and part.lora_A is not None:
+            y[-comp:] += (part.scale * h[-comp:].to(part.lora_A.dtype) @ part.lora_A.T @ part.lora_B.T).to(y.dtype)
+
+    for layer, block in enumerate(model.layers):
+        attention, mlp = block.self_attn, block.mlp
+        h = block.input_layernorm(x)
+        qkv = F.linear(h, attention.qkv)
+        parts = attention.q_proj, attention.k_proj, attention.v_proj
+        for y, part in zip(qkv.split([q_dim, kv_dim, kv_dim], 1), parts):
+            add_lora(y, h, part)
+        heads = qkv.unflatten(1, (-1, config.head_dim)).transpose(0, 1)  # (n_heads + 2 kv_heads, N, head_dim)
+        qk = heads[:-kv_heads].to(cos.dtype)
+        qk = torch.addcmul(qk * cos, qk.roll(config.head_dim // 2, 2), sin).to(x.dtype)
+        y = kv.attend(layer, qk[None, :-kv_heads], qk[None, -kv_heads:], heads[None, -kv_heads:])
+        if layer == config.n_layers - 1 and not logits:
+            return x.new_empty(0, config.vocab_size)
+        h = y[0].transpose(0, 1).flatten(1)
+        y = F.linear(h, attention.o_proj.weight)
+        add_lora(y, h, attention.o_proj)
+        x = x + y
+        gate, up = F.linear(block.post_attention_layernorm(x), mlp.gate_up).chunk(2, -1)
+        x = x + F.linear(F.silu(gate) * up, mlp.down_proj.weight)
+    return F.linear(model.norm(x), model.lm_head.weight)
+
+
 class CPUSession(Session):
-    """A Session whose answers are computed as above. It reads as a Session does."""
+    """A Session that reads and answers as above."""
 
     def __init__(self, model: Transformer, method: Method, n: int):
         super().__init__(model, method, n)
         join_weights(model)
+
+    def _forward(self, memory: Memory, ids: list[int], question: int) -> tuple[Tensor, StepKV, TokenInfo]:
+        """As Session._forward."""
+        if not self.method.conditional or torch.is_grad_enabled() or len(ids) > self.model.config.max_positions:
+            return super()._forward(memory, ids, question)
+        offsets, info, slots = step_rows(self.method, self.n, len(ids), memory.step, memory.tokens, question)
+        info, slots, comp = TokenInfo.from_rows(info), TokenInfo.from_rows(slots), len(offsets) - len(ids)
+        tokens = torch.tensor([ids + [self.model.config.vocab_size + j for j in range(comp)]])
+        kv = self.make_kv(self.method, memory, info)
+        positions = memory.text + torch.tensor([offsets])
+        return one_step(self.model, tokens, positions, kv, comp, question > 0), kv, slots
 
     @torch.no_grad()
     def generate(
