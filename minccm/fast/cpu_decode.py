@@ -6,8 +6,8 @@ A token of an answer is a product of each weight matrix with one vector, so the 
   single vector. So oneDNN is off while a token is computed. Longer inputs keep it.
 - Keys and values are written to buffers in place. Weights are joined (fused.py), so there are fewer, longer products.
 - The queries of a key/value head are a batch of rows for it. So attention copies no keys for grouped queries.
-- A context, or an input, is one pass with joined weights. LoRA acts on the rows of COMP tokens only, which come last. Of
-  a context the last layer computes keys and values only.
+- A context, or an input, is one pass with joined weights. LoRA acts on the rows of COMP tokens only, which come last.
+  The last layer of a context stops at keys and values.
 
     session = CPUSession(model, method, n)          # a Session, with the same numbers
 """
