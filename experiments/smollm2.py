@@ -56,7 +56,7 @@ class Stage:
 
 
 STAGES = [
-    Stage("step1", "full", 0, 48, 5e-4, 3600, first_limit=LONGEST),
+    Stage("step1", "full", 0, 48, 7e-4, 3600, first_limit=LONGEST),
     Stage("ccm-concat", "ccm-concat", 4, 48, 1e-3, 12900, "step1", 1.0, 3),
     Stage("ccm-merge", "ccm-merge", 16, 48, 1e-3, 11500, "step1", 0.5, 6, places=8),
 ]
@@ -70,7 +70,7 @@ def arguments():
     add("--stages", type=name, default=",".join(stage.name for stage in STAGES), help="which ones, in order")
     add("--tokens", type=whole(512, 2**20), default=20480, help="tokens of a training step")
     add("--scale", type=real(0, 100, above=True), default=1.0, help="all numbers of steps are multiplied by this")
-    add("--shares", type=str, default="5,2,3", help="of samples from episodes, everyday and dialog")
+    add("--shares", type=str, default="6,1.5,2.5", help="of samples from episodes, everyday and dialog")
     add("--seconds", type=str, default="", help="of each stage at most; the learning rate falls in time")
     add("--set", type=str, default="", help="other settings of the stages: lr=5e-4,distill=0.5")
     add("--fast", default="compile,no-prune", help="see train.py")
