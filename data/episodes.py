@@ -54,6 +54,7 @@ MADE: dict[str, Callable[[random.Random], str]] = {
     "time": lambda rng: lists.clock(rng),
 }
 FIELD = re.compile(r"\{(\^?)([A-Za-z_]*\d*)(?::\s*((?:[^{}]|\{[^{}]*\})*))?\}")
+ARTICLE = re.compile(r"(\ba|(?:(?<![^\s\"(])(?<!\w )A))n? (?=(\w+))")  # "A" where a sentence begins, not in "plan A"
 ONES = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
     seventeen eighteen nineteen""".split()
 TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
@@ -102,7 +103,7 @@ def parse(text: str, where: str = "an episode") -> tuple[Line, ...]:
         for _, name, choices in fields + [inner for field in fields for inner in FIELD.findall(field[2])]:
             if choices:
                 known.add(name)
-            elif name not in known and not (kind_of(name)):
+            elif name not in known and not kind_of(name):
                 raise ValueError(f"{where}: {{{name}}} is not known: {line.text}")
         if re.search(r"[{}]", FIELD.sub("", line.text + line.reply)):
             raise ValueError(f"{where}: braces that are no field: {line.text} {line.reply}")
@@ -147,7 +148,7 @@ class Values(dict):
     def fill(self, text: str) -> str:
         """The text with its fields filled in, and every "a" or "an" as the next word wants it."""
         text = re.sub(r"\b(\d+)th\b", ordinal, FIELD.sub(self._field, text))
-        return re.sub(r"\b([Aa])n? (?=(\w+))", lambda found: found[1] + ("n " if vowel(found[2]) else " "), text)
+        return ARTICLE.sub(lambda found: found[1] + ("n " if vowel(found[2]) else " "), text)
 
     def _field(self, found: re.Match) -> str:
         upper, name, choices = found.groups()
@@ -158,7 +159,7 @@ class Values(dict):
             if name:
                 self[name] = value
         else:
-            value = self.get(name) or self._draw(name)
+            value = self[name] if name in self else self._draw(name)
         return value[:1].upper() + value[1:] if upper else value
 
     def _draw(self, name: str) -> str:

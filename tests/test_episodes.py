@@ -124,6 +124,8 @@ def test_articles_and_numbers():
         values.fill("a {x: egg} and an {y: cup}, a {: hour} at a {: university}")
         == "an egg and a cup, an hour at a university"
     )
+    assert values.fill("Plan A is out. A {x: egg} fell.") == "Plan A is out. An egg fell."
+    assert values.fill("the {d: 22-22}th, 20{y: 07-07}") == "the 22nd, 2007"
     assert values.fill("{n: 3-900}") == values.fill("{n}")
 
 
