@@ -24,14 +24,13 @@ them. A sample has the fields of data/everyday.py, and depends on (split, seed, 
 
 import random
 import re
-import zlib
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from data import SPLITS, main
 from data import everyday as lists
+from data import main
 
 FOLDER = Path(__file__).parent / "stories"
 KINDS: dict[str, list[str]] = {
@@ -53,6 +52,7 @@ MADE: dict[str, Callable[[random.Random], str]] = {
     "S": lambda rng: lists.TYPES["surname"](rng),
     "time": lambda rng: lists.clock(rng),
 }
+HELD = ("F", "M", "city", "food", "pet")  # kinds whose values are shared out among the splits
 FIELD = re.compile(r"\{(\^?)([A-Za-z_]*\d*)(?::\s*((?:[^{}]|\{[^{}]*\})*))?\}")
 ARTICLE = re.compile(r"(\ba|(?:(?<![^\s\"(])(?<!\w )A))n? (?=(\w+))")  # "A" where a sentence begins, not in "plan A"
 ONES = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
@@ -74,8 +74,7 @@ def episodes(split: str) -> list[tuple[Line, ...]]:
     found = []
     for path in sorted(FOLDER.glob("*.txt")):
         for number, text in enumerate(path.read_text("utf-8").strip().split("\n\n")):
-            part = {0: "test", 1: "validation"}.get(zlib.crc32(f"{path.stem} {number}".encode()) % 10, "train")
-            if part == split:
+            if lists.split_of(f"{path.stem} {number}") == split:
                 found.append(parse(text, f"{path.name}, episode {number + 1}"))
     return found
 
@@ -166,8 +165,8 @@ class Values(dict):
         kind = kind_of(name)
         for _ in range(20):
             value = self.rng.choice(KINDS[kind]) if kind in KINDS else MADE[kind](self.rng)
-            held = zlib.crc32(value.encode()) % lists.HELD_OUT if kind in ("F", "M", "city", "food", "pet") else 9
-            if value not in self.used and (held > 1 or self.split != "train"):
+            shared = self.split != "train" or kind not in HELD or lists.split_of(value) == "train"
+            if shared and value not in self.used:
                 break
         self.used.add(value)
         self[name] = value
@@ -233,7 +232,7 @@ class Chat:
     """Makes one chat."""
 
     def __init__(self, split: str, rng: random.Random):
-        self.split, self.rng = split, rng
+        self.split, self.rng, self.episodes, self.themes = split, rng, episodes(split), themes(split)
         self.messages: list[dict] = []
         self.open: list[tuple[str, str]] = []  # what can be asked: question, reply with [the value]
         self.chatty = rng.choice([0.0, 0.1, 0.2, 0.35, 0.5])  # how often small talk stands in between
@@ -300,19 +299,20 @@ class Chat:
 
     def sample(self, exchanges: int) -> dict:
         """The sample of a chat with so many exchanges before the last question."""
-        rng, all_episodes, about = self.rng, episodes(self.split), themes(self.split)
+        rng, about = self.rng, self.themes
         after = min(exchanges - 1, rng.choice([0, 0, 0, 1, 2, 3, 4, 6, 8]))  # small talk in the end
         chosen: list[int] = []
+        messages = 0
         for _ in range(60):
-            one = rng.randrange(len(all_episodes))
-            if sum(sum(line.mark == "+" for line in all_episodes[i]) for i in chosen) >= exchanges - after:
+            one = rng.randrange(len(self.episodes))
+            if messages >= exchanges - after:
                 break
             if one not in chosen and not any(mixed_up(about[one], about[other]) for other in chosen):
                 chosen.append(one)
-        self.tell([all_episodes[one] for one in chosen], exchanges - after)
+                messages += sum(line.mark == "+" for line in self.episodes[one])
+        self.tell([self.episodes[one] for one in chosen], exchanges - after)
         while len(self.messages) < 2 * exchanges:
             self.talk()
-        del self.messages[2 * exchanges :]
         asked = [self.ask(one) for one in rng.sample(self.open, min(len(self.open), lists.QUESTIONS))]
         (text, reply, value), *others = asked
         self.say(text, reply)
@@ -322,23 +322,13 @@ class Chat:
 def sample(split: str, index: int, seed: int = 0) -> dict:
     """The index-th chat of a split."""
     rng = random.Random(f"episodes {split} {seed} {index}")
-    return _made(split, rng, lambda: rng.choice(lists.EXCHANGES))
+    return lists.made(Chat, split, rng, lambda: rng.choice(lists.EXCHANGES))
 
 
 def sample_at(split: str, index: int, time_step: int, seed: int = 0) -> dict:
     """A chat with `time_step` exchanges before the last question."""
-    return _made(split, random.Random(f"episodes {split} {seed} {index} at {time_step}"), lambda: time_step)
-
-
-def _made(split: str, rng: random.Random, exchanges: Callable[[], int]) -> dict:
-    if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
-    episodes(split)
-    while True:  # the first messages of an episode may have no question
-        try:
-            return Chat(split, rng).sample(exchanges())
-        except ValueError:
-            continue
+    rng = random.Random(f"episodes {split} {seed} {index} at {time_step}")
+    return lists.made(Chat, split, rng, lambda: time_step)
 
 
 def generate(split: str, count: int, seed: int = 0):

@@ -3180,36 +3180,41 @@ class Chat:
 def small_talk(split: str, rng: random.Random) -> tuple[str, str]:
     """An exchange that tells nothing: what the user says, and the reply."""
     written, own = _small_talk(split)
-    return rng.choice(own if own and rng.random() < OWN_TALK else written)
+    return rng.choice(own if rng.random() < OWN_TALK else written)
 
 
 @lru_cache
 def _small_talk(split: str) -> tuple[list, list]:
     """Exchanges of small talk, hand-written and SmolLM2's; the test and validation splits have their own."""
-    part = {"test": {0}, "validation": {1}}.get(split, set(range(2, HELD_OUT)))
-    written = [line.split("\t") for line in WRITTEN_TALK.read_text("utf-8").splitlines() if line]
-    rows = gzip.decompress(SMALL_TALK.read_bytes()).decode().splitlines() if SMALL_TALK.is_file() else []
+    written = [line.split("\t") for line in WRITTEN_TALK.read_text("utf-8").splitlines()]
+    rows = gzip.decompress(SMALL_TALK.read_bytes()).decode().splitlines()
     own = [(row["user"], row["bot"]) for row in map(json.loads, rows)]
-    kept = lambda pairs: [(user, bot) for user, bot in pairs if zlib.crc32(user.encode()) % HELD_OUT in part]
+    kept = lambda pairs: [(user, bot) for user, bot in pairs if split_of(user) == split]
     return kept(written), kept(own)
+
+
+def split_of(text: str) -> str:
+    """The split that a text belongs to: one in HELD_OUT is in the test split, one in the validation split."""
+    return {0: "test", 1: "validation"}.get(zlib.crc32(text.encode()) % HELD_OUT, "train")
 
 
 def sample(split: str, index: int, seed: int = 0) -> dict:
     """The index-th chat of a split."""
     rng = random.Random(f"everyday {split} {seed} {index}")
-    return _made(split, rng, lambda: rng.choice(EXCHANGES))
+    return made(Chat, split, rng, lambda: rng.choice(EXCHANGES))
 
 
 def sample_at(split: str, index: int, time_step: int, seed: int = 0) -> dict:
     """A chat with `time_step` exchanges before the last question."""
-    return _made(split, random.Random(f"everyday {split} {seed} {index} at {time_step}"), lambda: time_step)
+    return made(Chat, split, random.Random(f"everyday {split} {seed} {index} at {time_step}"), lambda: time_step)
 
 
-def _made(split: str, rng: random.Random, exchanges: Callable[[], int]) -> dict:
+def made(kind: type, split: str, rng: random.Random, exchanges: Callable[[], int]) -> dict:
+    """A sample of a kind of Chat. Raises ValueError for an unknown split."""
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
     while True:  # once in a while no question comes out
-        chat = Chat(split, rng)
+        chat = kind(split, rng)
         try:
             return chat.sample(exchanges())
         except ValueError:

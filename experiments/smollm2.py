@@ -70,7 +70,8 @@ def arguments():
     add("--stages", type=name, default=",".join(stage.name for stage in STAGES), help="which ones, in order")
     add("--tokens", type=whole(512, 2**20), default=20480, help="tokens of a training step")
     add("--scale", type=real(0, 100, above=True), default=1.0, help="all numbers of steps are multiplied by this")
-    add("--shares", type=str, default="6,1.5,2.5", help="of samples from episodes, everyday and dialog")
+    shares = "of the samples from episodes, everyday and dialog"
+    add("--shares", type=real(0, 1e6), nargs=3, default=[6.0, 1.5, 2.5], help=shares)
     add("--seconds", type=str, default="", help="of each stage at most; the learning rate falls in time")
     add("--set", type=str, default="", help="other settings of the stages: lr=5e-4,distill=0.5")
     add("--fast", default="compile,no-prune", help="see train.py")
@@ -85,7 +86,6 @@ class Steps(Dataset):
     def __init__(self, stage: Stage, method: Method, encode, tokenizer, template, config, packing, options):
         self.stage, self.method, self.encode, self.packing = stage, method, encode, packing
         self.tokenizer, self.template, self.config, self.options = tokenizer, template, config, options
-        self.shares = [float(part) for part in options.shares.split(",")]
 
     def __len__(self) -> int:
         return self.stage.steps
@@ -112,7 +112,7 @@ class Steps(Dataset):
         """Sample number `index`, of at most `limit` exchanges."""
         stage, rng = self.stage, random.Random(f"{self.options.seed} {self.stage.name} {index}")
         index += (zlib.crc32(stage.name.encode()) % 1000) * 10**7
-        module = rng.choices([episodes, everyday, dialog], self.shares)[0]
+        module = rng.choices([episodes, everyday, dialog], self.options.shares)[0]
         if module is not dialog:
             sample = module.sample_at("train", index, min(limit, rng.choice(everyday.EXCHANGES)), self.options.seed)
             encoded = self.with_questions(sample, rng.randint(4, 12))
@@ -190,8 +190,7 @@ def train(stage: Stage, options, device, dtype, seconds: float) -> None:
     fix_shapes(step_function.batches, steps, options.tokens)
     on_gpu = device.type == "cuda"
     optimizer = torch.optim.AdamW(trained.values(), stage.lr, (0.9, 0.95), weight_decay=0.0, fused=on_gpu)
-    workers = 14 if on_gpu else 0
-    loader = DataLoader(steps, None, num_workers=workers, prefetch_factor=4 if on_gpu else None)
+    loader = DataLoader(steps, None, num_workers=14 if on_gpu else 0, prefetch_factor=4 if on_gpu else None)
     turns = take_turns(method, stage.n, stage.places) if stage.places else None
     started, mean = time.perf_counter(), 0.0
 

@@ -58,6 +58,17 @@ def test_what_counts_was_said():
         assert missing <= 0.1 * said, path.name
 
 
+def test_counts_in_the_documents():
+    """docs/data.md says how many episodes, messages, questions and exchanges of small talk there are."""
+    found = [episode for split in data.SPLITS for episode in episodes.episodes(split)]
+    messages = sum(line.mark == "+" for episode in found for line in episode)
+    questions = sum(map(len, found)) - messages
+    exchanges = len(everyday.WRITTEN_TALK.read_text("utf-8").splitlines())
+    text = (Path(__file__).parents[1] / "docs" / "data.md").read_text("utf-8")
+    assert f"{len(found):,} hand-written episodes" in text and f"{exchanges} hand-written exchanges" in text
+    assert f"{messages:,} messages" in text and f"{questions:,} questions" in " ".join(text.split())
+
+
 def test_chats():
     """Samples are chats without an unfilled field or a mark, with as many exchanges as asked."""
     for chat in CHATS:

@@ -20,7 +20,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from minccm.fast.fused import join_weights
+from minccm.fast.fused import feed_forward, join_weights
 from minccm.lora import ConditionalLoRA
 from minccm.memory import Memory
 from minccm.methods import Method, TokenInfo, attention_mask
@@ -65,8 +65,7 @@ class Answer:
         mask = attention_mask(self.method, info, self.info)  # bool (ROOM, K)
         masks = [row[: self.place + i + 1] for i, row in enumerate(mask)]
         positions = self.position + torch.arange(ROOM)
-        cos, sin = rotary_table(positions[None], self.model.frequencies, self.model.embed_tokens.weight.dtype)
-        cos, sin = torch.cat([cos, cos], -1)[0, 0], torch.cat([-sin, sin], -1)[0, 0]  # (ROOM, head_dim)
+        cos, sin = rotation(self.model, positions)  # (ROOM, head_dim)
         self.next = zip(cos, sin, [None if row.all() else row for row in masks])
         self.order, self.position = self.order + ROOM, self.position + ROOM
 
@@ -83,6 +82,15 @@ class Answer:
             return F.linear(rms_norm(self.model.norm, x), self.model.lm_head.weight)
 
 
+def rotation(model: Transformer, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """cos and sin of positions (N,), each (N, head_dim), for channels i and i + head_dim / 2.
+
+    sin is negative in the first half: so x is rotated by x * cos + x.roll(head_dim / 2) * sin.
+    """
+    cos, sin = rotary_table(positions[None], model.frequencies, model.embed_tokens.weight.dtype)
+    return torch.cat([cos, cos], -1)[0, 0], torch.cat([-sin, sin], -1)[0, 0]
+
+
 def rms_norm(norm: nn.RMSNorm, x: Tensor) -> Tensor:
     """norm(x) of one token, x (1, dim), by fewer operations."""
     exact = x.to(torch.promote_types(x.dtype, torch.float32))
@@ -95,8 +103,8 @@ def one_token(
 ) -> Tensor:
     """Block.forward of one token, x (1, dim) -> (1, dim), without LoRA. Its key and value go to `place` of the buffers.
 
-    keys, values: (kv_heads, K, head_dim). cos, sin: (head_dim,), for channels i and i + head_dim / 2; sin is negative
-    in the first half. mask: bool (place + 1,); None: all keys up to `place` are attended.
+    keys, values: (kv_heads, K, head_dim). cos, sin: (head_dim,), of `rotation`. mask: bool (place + 1,); None: all keys
+    up to `place` are attended.
     """
     attention, mlp, kv_heads, head_dim = block.self_attn, block.mlp, len(keys), len(cos)
     qkv = F.linear(rms_norm(block.input_layernorm, x), attention.qkv).view(-1, head_dim)
@@ -117,8 +125,7 @@ def one_step(model: Transformer, tokens: Tensor, positions: Tensor, kv: StepKV, 
     LoRA acts on the last `comp` tokens. It must not be at work on others.
     """
     x, config = model.embed(tokens)[0], model.config  # (N, dim)
-    cos, sin = rotary_table(positions, model.frequencies, x.dtype)
-    cos, sin = torch.cat([cos, cos], -1)[0], torch.cat([-sin, sin], -1)[0]  # (1, N, head_dim)
+    cos, sin = rotation(model, positions[0])  # (N, head_dim)
     q_dim, kv_dim, kv_heads = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim, config.n_kv_heads
 
     def add_lora(y: Tensor, h: Tensor, part: ConditionalLoRA) -> None:
@@ -127,7 +134,7 @@ def one_step(model: Transformer, tokens: Tensor, positions: Tensor, kv: StepKV, 
             y[-comp:] += (part.scale * h[-comp:].to(part.lora_A.dtype) @ part.lora_A.T @ part.lora_B.T).to(y.dtype)
 
     for layer, block in enumerate(model.layers):
-        attention, mlp = block.self_attn, block.mlp
+        attention = block.self_attn
         h = block.input_layernorm(x)
         qkv = F.linear(h, attention.qkv)
         parts = attention.q_proj, attention.k_proj, attention.v_proj
@@ -143,8 +150,7 @@ def one_step(model: Transformer, tokens: Tensor, positions: Tensor, kv: StepKV, 
         y = F.linear(h, attention.o_proj.weight)
         add_lora(y, h, attention.o_proj)
         x = x + y
-        gate, up = F.linear(block.post_attention_layernorm(x), mlp.gate_up).chunk(2, -1)
-        x = x + F.linear(F.silu(gate) * up, mlp.down_proj.weight)
+        x = x + feed_forward(block.mlp, block.post_attention_layernorm(x))
     return F.linear(model.norm(x), model.lm_head.weight)
 
 
