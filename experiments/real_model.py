@@ -4,6 +4,7 @@
     python -m experiments.real_model --data icl,persona --out runs/tasks                      # demonstrations, profiles
     python -m experiments.real_model --data dailydialog --data-dir DATA --n 1 2 4 8 --methods ccm-concat --out runs/n
     python -m experiments.real_model --data dailydialog --data-dir DATA --model BASE --out runs/small
+    python -m experiments.scale runs/real runs/n runs/small                                   # one table of such runs
 
 Step 1 is a plain LoRA on full context. Then each adapter learns to predict from its memory, and is evaluated on all
 test samples. A finished stage does not run again: an adapter is finished when its folder has rows.json. --budget stops
@@ -403,10 +404,11 @@ def main() -> None:
     model, tokenizer = open_base(options.model, str(out / "step1"), device, dtype)
     encode = encoder(tokenizer, template)
     evaluator = QuickEvaluator(model.eval(), tokenizer, encode, max_tokens)
+    parameters = sum(weight.numel() for weight in model.parameters())  # of the base
 
     def measure(run: Run, **about) -> list[dict]:
         rows = evaluator.by_dataset(run, options.data, options.samples, options.seed, options.time_steps)
-        return [row | about for row in rows]
+        return [row | about | {"parameters": parameters} for row in rows]
 
     if not (out / "baselines.json").is_file():
         start = time.perf_counter()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from data.encode import encoder
-from experiments import domains, real_model
+from experiments import domains, real_model, scale
 from experiments.real_model import Source, Steps, build_turns, sizes_of
 from minccm.fast.step import Packing, parse_fast
 from minccm.io.templates import DIALOGUE, TEMPLATES
@@ -17,6 +17,7 @@ from minccm.sequence import build_sequence, pad_batch
 from tests.conftest import random_model
 from tests.test_real_data import daily_folder
 
+ALL_N = [("ccm-concat", 2), ("ccm-concat, n = 1", 1)]
 METHODS = ["ccm-concat", "ccm-merge", "compressive", "ccm-merge-plain"]
 
 
@@ -78,6 +79,34 @@ def test_several_n(call, tmp_path, tiny):
     status, printed = call(real_model, *wanted, *sizes, "--n", 1, 2, "--device", "cpu")
     assert status == 0, printed
     assert "| ccm-concat, n = 1 |" in printed and "| ccm-concat |" in printed and "LLaMA-7B on MetaICL" in printed
+
+
+def test_scale(call, tmp_path):
+    """One line for each base, method and n, at the last time step that all runs have; smallest base first."""
+    row = lambda parameters, method, n, t, **more: (
+        {"data": "d", "method": method, "n": n, "time_step": t, "parameters": parameters, "kv_pairs": 4.0} | more
+    )
+    small = [row(4 * 10**6, "none", 0, t, perplexity=30.0 + t) for t in (1, 2)]
+    small += [row(4 * 10**6, "ccm-concat", 2, t, perplexity=20.0, gap_closed=0.5) for t in (1, 2)]
+    large = [row(10**8, "none", 0, t, perplexity=9.0) for t in (1, 2, 4)]
+    large += [row(10**8, name, n, 2, perplexity=8.0, gap_closed=0.9) for name, n in ALL_N]
+    for name, rows in (("small", small), ("large", large), ("early", [row(9 * 10**9, "none", 0, 1)])):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.json").write_text(json.dumps(rows))
+    runs = [tmp_path / name for name in ("large", "small", "early")]
+    status, printed = call(scale, *runs[:2], "--json", tmp_path / "s.json", "--picture", tmp_path / "s.png")
+    assert status == 0, printed
+    rows = json.loads((tmp_path / "s.json").read_text())
+    assert [(row["parameters"], row["n"], row["time_step"]) for row in rows] == [
+        (4 * 10**6, 0, 2), (4 * 10**6, 2, 2), (10**8, 0, 2), (10**8, 1, 2), (10**8, 2, 2)
+    ]  # fmt: skip
+    assert "32.00" in printed and "4.0M" in printed and "0.90" in printed
+    assert (tmp_path / "s.png").stat().st_size > 1000
+    status, printed = call(scale, *runs)
+    assert status == 2 and "no time step in common" in printed
+    (tmp_path / "early" / "results.json").write_text('[{"data": "d"}]')
+    status, printed = call(scale, *runs)
+    assert status == 2 and "the entry 'method' is missing" in printed
 
 
 def test_domains(call, tmp_path, tiny, monkeypatch):
