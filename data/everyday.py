@@ -29,6 +29,10 @@ from data.scenes import scene
 SMALL_TALK = Path(__file__).parent / "smollm2" / "small_talk.jsonl.gz"
 WRITTEN_TALK = Path(__file__).parent / "stories" / "small_talk.tsv"
 OWN_TALK = 0.1  # the share of small talk whose replies SmolLM2 wrote
+SUMS = 0.06  # the share of small talk that asks for a sum
+SUM_FORMS = ("What is {}?", "What's {}?", "How much is {}?", "{}?", "Can you tell me what {} is?", "{} = ?")
+SPOKEN = {"+": " plus ", "-": " minus ", "*": " times "}
+TEST_SUMS = {(2, "+", 3), (7, "+", 5), (6, "*", 7)}  # asked by experiments/abilities.py
 EXCHANGES = (1, 1, 2, 2, 3, 3, 4, 4, 5, 6, 6, 7, 8, 8, 9, 10, 11, 12, 12, 13, 14, 15, 16, 18, 20, 22, 24, 26)
 QUESTIONS = 12  # after the same conversation, at most
 SCENES = 0.4  # the share of scenes (data/scenes.py) among new facts
@@ -3180,13 +3184,33 @@ class Chat:
 def small_talk(split: str, rng: random.Random) -> tuple[str, str]:
     """An exchange that tells nothing: what the user says, and the reply."""
     written, own = _small_talk(split)
-    return rng.choice(own if rng.random() < OWN_TALK else written)
+    roll = rng.random()
+    if roll < SUMS:
+        return plain_sum(rng)
+    return rng.choice(own if roll < SUMS + OWN_TALK else written)
+
+
+def plain_sum(rng: random.Random) -> tuple[str, str]:
+    """A sum, a difference or a product to work out: the question, and its answer."""
+    sign = rng.choice("+++--**")
+    most = {"+": rng.choice([10, 20, 60]), "-": rng.choice([10, 20, 60]), "*": 12}[sign]
+    a, b = rng.randint(1, most), rng.randint(1, most)
+    if sign == "-":
+        a, b = max(a, b), min(a, b)
+    if (a, sign, b) in TEST_SUMS:
+        return plain_sum(rng)
+    value = {"+": a + b, "-": a - b, "*": a * b}[sign]
+    form = rng.choice(SUM_FORMS)
+    between = f" {sign} " if "=" in form or (sign != "*" and rng.random() < 0.5) else SPOKEN[sign]
+    asked = f"{a}{between}{b}"
+    return form.format(asked), rng.choice([f"{asked} is {value}.", f"{a}{between}{b} = {value}.", f"{value}."])
 
 
 @lru_cache
 def _small_talk(split: str) -> tuple[list, list]:
     """Exchanges of small talk, hand-written and SmolLM2's; the test and validation splits have their own."""
-    written = [line.split("\t") for line in WRITTEN_TALK.read_text("utf-8").splitlines()]
+    lines = WRITTEN_TALK.read_text("utf-8").splitlines()
+    written = [line.replace("\\n", "\n").split("\t") for line in lines]  # a poem has several lines
     rows = gzip.decompress(SMALL_TALK.read_bytes()).decode().splitlines()
     own = [(row["user"], row["bot"]) for row in map(json.loads, rows)]
     kept = lambda pairs: [(user, bot) for user, bot in pairs if split_of(user) == split]

@@ -8,7 +8,6 @@ its last complete sentence. data/everyday.py puts these exchanges between facts 
 
 import gzip
 import json
-import random
 import re
 from pathlib import Path
 
@@ -46,18 +45,12 @@ TOPICS = words("""gravity|photosynthesis|a black hole|the water cycle|democracy|
 COUNTRIES = words("""France|Germany|Spain|Italy|Japan|China|Brazil|Egypt|Canada|Australia|Portugal|Greece|Norway|Sweden|
     Poland|Austria|Ireland|Turkey|Kenya|Peru|Chile|Argentina|India|Thailand|Vietnam|South Korea|Russia|Hungary|Denmark|
     Finland|Belgium|the Netherlands|Cuba|Mexico|Iceland|Morocco|Switzerland|Ukraine|Nigeria|England""")
-RHYMES = words("cat|moon|tree|light|day|rain|blue|star|house|song|hill|bread|snow|door|sky|bell|green|night|boat|fun")
 SUBJECTS = words("""the sea|autumn|a sleepy cat|friendship|the moon|a rainy day|my old bicycle|spring|coffee|a lonely
     robot|the night sky|home|a river|winter|bread|the wind|a garden|music|time|a little bird""")
 WORDS = words("""happy|cold|big|fast|early|light|rich|strong|easy|open|hard|young|full|dark|wet|loud|brave|clean|deep|
     empty|sweet|near|sharp|thick|old""")
-FRENCH = words("hello|thank you|good night|friend|water|bread|cat|house|please|goodbye|love|book|school|red|sun")
 ANIMALS = words("""octopuses|elephants|penguins|bees|dolphins|owls|whales|ants|camels|bats|giraffes|tigers|frogs|cats|
     dogs|wolves|snails|horses|kangaroos|sharks""")
-FOODS = words("""pancakes|an omelette|tomato soup|rice|a simple salad|bread|tea|pasta|mashed potatoes|a sandwich|
-    lemonade|scrambled eggs|fruit salad|hot chocolate|popcorn""")
-FAMOUS = words("""Albert Einstein|Marie Curie|Shakespeare|Mozart|Leonardo da Vinci|Isaac Newton|Cleopatra|Beethoven|
-    Charles Darwin|Gandhi|Picasso|Galileo|Jane Austen|Julius Caesar|Nelson Mandela""")
 CHAT = words("""Hi!|Hello there!|Hey!|Good morning!|Good evening.|Hi, how is it going?|Hello, nice to talk to you.|
     How are things?|How have you been?|What's up?|How was your day?|Are you busy?|Can we chat for a bit?|
     I just wanted to say hello.|It's raining again.|What lovely weather.|It is freezing outside.|It's so hot today.|
@@ -110,25 +103,19 @@ CHAT = words("""Hi!|Hello there!|Hey!|Good morning!|Good evening.|Hi, how is it 
 
 
 def lines() -> dict[str, float]:
-    """What the user says, with the temperature that its reply is drawn with: 0 for questions that have an answer."""
+    """What the user says, with the temperature that its reply is drawn with: 0 for questions that have an answer.
+
+    Sums, rhymes, recipes and lives are left out: SmolLM2 gets most of them wrong.
+    """
     talk = CHAT + [f"I'm {feeling} {time}." for i, feeling in enumerate(FEELINGS) for time in TIMES[i % 2 :: 2]]
     for thing in THINGS:
         talk += [f"Do you like {thing}?", f"I love {thing}.", f"I don't like {thing} much."]
         talk += [f"What do you think of {thing}?"]
     talk += [f"Tell me something about {animal}." for animal in ANIMALS]
     facts = [f"What is the capital of {country}?" for country in COUNTRIES]
-    facts += [f"Tell me about {country}." for country in COUNTRIES[::2]]
     facts += [f"What is {topic}?" for topic in TOPICS] + [f"Explain {topic} in one sentence." for topic in TOPICS]
-    facts += [f"What rhymes with {word}?" for word in RHYMES] + [f"Who was {name}?" for name in FAMOUS]
     facts += [f"Write a short poem about {subject}." for subject in SUBJECTS]
     facts += [f"What is the opposite of {word}?" for word in WORDS]
-    facts += [f"How do you say {word} in French?" for word in FRENCH] + [f"How do I make {food}?" for food in FOODS]
-    rng = random.Random("sums")
-    for _ in range(60):
-        a, b = rng.randint(2, 60), rng.randint(2, 40)
-        facts.append(
-            rng.choice([f"What is {a} plus {b}?", f"What is {a} times {b % 10 + 1}?", f"How much is {a} + {b}?"])
-        )
     found = dict.fromkeys(facts, 0.0) | dict.fromkeys(talk, 0.7)
     return {line: temperature for line, temperature in found.items() if line not in TEST_QUESTIONS}
 

@@ -56,9 +56,9 @@ class Stage:
 
 
 STAGES = [
-    Stage("step1", "full", 0, 48, 7e-4, 3600, first_limit=LONGEST),
-    Stage("ccm-concat", "ccm-concat", 4, 48, 1e-3, 12900, "step1", 1.0, 3),
-    Stage("ccm-merge", "ccm-merge", 16, 48, 1e-3, 11500, "step1", 0.5, 6, places=8),
+    Stage("step1", "full", 0, 48, 7e-4, 4680, first_limit=LONGEST),
+    Stage("ccm-concat", "ccm-concat", 4, 48, 1e-3, 15480, "step1", 1.0, 3),
+    Stage("ccm-merge", "ccm-merge", 16, 48, 1e-3, 13800, "step1", 0.5, 6, places=8),
 ]
 
 

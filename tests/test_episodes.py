@@ -65,7 +65,7 @@ def test_counts_in_the_documents():
     questions = sum(map(len, found)) - messages
     exchanges = len(everyday.WRITTEN_TALK.read_text("utf-8").splitlines())
     text = (Path(__file__).parents[1] / "docs" / "data.md").read_text("utf-8")
-    assert f"{len(found):,} hand-written episodes" in text and f"{exchanges} hand-written exchanges" in text
+    assert f"{len(found):,} hand-written episodes" in text and f"{exchanges:,} hand-written exchanges" in text
     assert f"{messages:,} messages" in text and f"{questions:,} questions" in " ".join(text.split())
 
 

@@ -65,6 +65,19 @@ def trained(micro, tmp_path, monkeypatch):
     return run
 
 
+@pytest.mark.parametrize("layers, chosen", [(15, "small-cpu"), (16, "pretrained")])
+def test_the_recipe_is_chosen_by_the_models_depth(layers, chosen, micro, tmp_path, monkeypatch):
+    """From 16 layers on a model counts as pretrained; a shallower one gets the recipe of the tiny model."""
+    config = json.loads((micro / "config.json").read_text()) | {"num_hidden_layers": layers}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for name, recipe in train.RECIPES.items():
+        monkeypatch.setitem(train.RECIPES, name, recipe | {"batch": 0 if name == chosen else 1})
+    monkeypatch.setattr(train, "make_folder", lambda path: sys.exit("another recipe"))
+    monkeypatch.setattr("sys.argv", ["train.py", "--model", str(tmp_path), "--device", "cpu"])
+    with pytest.raises(ValueError, match="--batch 0 leaves"):
+        train.main()
+
+
 def log_of(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
