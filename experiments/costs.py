@@ -6,6 +6,9 @@ After some context, 50 more tokens are read (and compressed), and an input is an
 tokens so far. Compressed memory has n pairs for each 50 tokens (concat) or n in all (merge), but n COMP tokens more to
 read. Measured: time, KV pairs, memory. By formula: floating-point operations, and the length of context at which
 the shorter memory begins to save more of them than the COMP tokens cost.
+
+--fast measures minccm/fast/conversations.py in place of the plain Session: on a GPU, a turn is one CUDA graph. Its
+memory then holds random numbers, whose values do not change the cost.
 """
 
 from pathlib import Path
@@ -13,9 +16,12 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from experiments.common import pyplot, seconds
+from experiments.bench import fill, random_texts
+from experiments.common import free_memory, pyplot, seconds
 from minccm.extra.evaluate import save_figure
 from minccm.extra.tables import new_table, print_table
+from minccm.fast.conversations import Conversations
+from minccm.fast.fused import join_weights
 from minccm.io import options as cli
 from minccm.io.config import SHAPES
 from minccm.io.files import write_json
@@ -33,6 +39,7 @@ COMPRESSED = ("ccm-concat", "ccm-merge")
 def arguments():
     parser = cli.parser(__doc__.split("\n")[0])
     parser.set_defaults(n=2)
+    parser.add_argument("--fast", action="store_true", help="the fast code instead of Session")
     parser.add_argument("--json", type=Path, default=None, help="write the numbers there, as a list of rows")
     parser.add_argument("--picture", type=Path, default=None, help="draw time and memory by length of context there")
     return parser.parse_args()
@@ -98,15 +105,44 @@ def measure(model, name: str, n: int, lengths: tuple[int, ...]) -> list[dict]:
     return rows
 
 
+@torch.no_grad()
+def measure_fast(model, name: str, n: int, lengths: tuple[int, ...]) -> list[dict]:
+    """The same rows, from the fast code. The buffers hold the memory and the turns that are measured, no more."""
+    rows, method, repeat, warmup = [], get_method(name), 5, 2
+    context, question = random_texts(model, 1, CONTEXT), random_texts(model, 1, INPUT)
+    weight = model.embed_tokens.weight
+    pair_bytes = model.config.kv_numbers_per_pair * weight.element_size()
+    for length in tqdm(lengths, name, leave=False):
+        talks = None  # the last one's memory is free from here on
+        free_memory()
+        if weight.is_cuda:
+            torch.cuda.reset_peak_memory_stats()
+        merged, each = bool(method.merge_rate), n or CONTEXT  # pairs of a step
+        pairs = n if merged else length // CONTEXT * each
+        room = pairs if merged else pairs + (repeat + warmup) * each
+        talks = Conversations(model, method, n, 1, room, CONTEXT, OUTPUT)
+        fill(talks, pairs)
+        row = {"method": name, "n": n, "context": length, "kv_pairs": pairs, "kv_bytes": pairs * pair_bytes}
+        row["answer_s"] = seconds(lambda: talks.generate(question, OUTPUT, stop_ids=()), 3)  # noqa: B023  used at once
+        row["read_s"] = seconds(lambda: talks.read(context), repeat, warmup)  # noqa: B023
+        if weight.is_cuda:
+            row["peak_bytes"] = torch.cuda.max_memory_allocated()
+        rows.append(row | {"read_flops": step_flops(model.config, length, n or None, merged)})
+    return rows
+
+
 def main() -> None:
     options = arguments()
     device, dtype = cli.device_and_dtype(options)
     model = load_model(options.model, device, dtype)
-    rows = measure(model, "full", 0, LENGTHS)
+    if options.fast:
+        join_weights(model)
+    run = measure_fast if options.fast else measure
+    rows = run(model, "full", 0, LENGTHS)
     torch.manual_seed(options.seed)
     model.add_adapter(options.n, RANK)  # not trained: a trained one costs the same
     for name in COMPRESSED:
-        rows += measure(model.eval(), name, options.n, LENGTHS)
+        rows += run(model.eval(), name, options.n, LENGTHS)
     name = Path(options.model).name
     shapes = {name: model.config, **{shape: SHAPES[shape] for shape in ("1b", "7b", "13b")}}
     pays = [

@@ -47,11 +47,12 @@ def test_where_compression_pays():
     assert pays_from(config, CONTEXT, merged=False) is None  # as many COMP tokens as text save nothing
 
 
-def test_it_is_measured(monkeypatch, tmp_path, capsys):
+@pytest.mark.parametrize("more", [[], ["--fast"]], ids=["plain", "fast"])
+def test_it_is_measured(monkeypatch, tmp_path, capsys, more):
     """python -m experiments.costs: a row for each method and length, and where compression begins to pay."""
     monkeypatch.setattr(costs, "LENGTHS", (100, 200))
     files = [tmp_path / "costs.json", tmp_path / "costs.png"]
-    command = ["costs", "--model", "random:1m", "--device", "cpu", "--json", files[0], "--picture", files[1]]
+    command = ["costs", "--model", "random:1m", "--device", "cpu", "--json", files[0], "--picture", files[1], *more]
     monkeypatch.setattr("sys.argv", list(map(str, command)))
     costs.main()
     rows = json.loads(files[0].read_text())
