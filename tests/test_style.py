@@ -46,6 +46,13 @@ def test_lines_of_documents():
         assert not long, (path.name, long)
 
 
+def test_commands_are_code():
+    """An indented command follows an empty line; otherwise a page would show it as text of the paragraph before it."""
+    for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")):
+        text = re.sub(r"^```.*?^```", "", path.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
+        assert not re.findall(r"^(?!    |[ \t]*[-*] )\S.*\n    .*", text, re.MULTILINE), path.name
+
+
 def test_cells_of_tables():
     """A cell of a table has at most 200 characters: more belongs into a sentence below."""
     for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")):
