@@ -231,6 +231,8 @@ def train(stage: Stage, options, device, dtype, seconds: float) -> None:
             )
         if step % 500 == 499:
             write(folder, step)
+    else:
+        step = stage.steps
     write(folder, step)
     print(f"{stage.name}: {step} steps in {now:.0f} s; all {time.perf_counter() - began:.0f} s", flush=True)
     del step_function, optimizer, loader

@@ -4,11 +4,14 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from data.encode import encoder
-from experiments import domains, real_model, scale
+from experiments import domains, real_model, scale, smollm2
 from experiments.real_model import Source, Steps, build_turns, sizes_of
 from minccm.fast.step import Packing, parse_fast
+from minccm.io.adapters import load_adapter
+from minccm.io.options import open_base
 from minccm.io.templates import DIALOGUE, TEMPLATES
 from minccm.io.tokenizer import Tokenizer
 from minccm.methods import get_method
@@ -107,6 +110,21 @@ def test_scale(call, tmp_path):
     (tmp_path / "early" / "results.json").write_text('[{"data": "d"}]')
     status, printed = call(scale, *runs)
     assert status == 2 and "the entry 'method' is missing" in printed
+
+
+def test_adapters_for_chat(call, tmp_path, tiny):
+    """Step 1, an adapter on top of it, and both in bf16 in the folder that ships: the adapter brings its step 1."""
+    sizes = ["--tokens", 1536, "--scale", 1e-4, "--samples", 0, "--device", "cpu", "--fast", "off"]
+    wanted = ["--model", tiny, "--out", tmp_path / "out", "--ship", tmp_path / "ship", "--stages", "step1,ccm-concat"]
+    status, printed = call(smollm2, *wanted, *sizes)
+    assert status == 0 and "step1: 2 steps" in printed and "ccm-concat: 2 steps" in printed, printed
+    folder = tmp_path / "ship" / "ccm-concat"
+    files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.safetensors"))
+    assert files == ["adapter.safetensors", "init/adapter.safetensors"]
+    assert {x.dtype for file in files for x in load_file(folder / file).values()} == {torch.bfloat16}
+    model, _ = open_base(str(tiny), None, torch.device("cpu"), torch.float32)
+    method, n = load_adapter(model, folder)
+    assert (method.name, n) == ("ccm-concat", 4)
 
 
 def test_domains(call, tmp_path, tiny, monkeypatch):
