@@ -54,6 +54,7 @@ MADE: dict[str, Callable[[random.Random], str]] = {
 }
 HELD = ("F", "M", "city", "food", "pet")  # kinds whose values are shared out among the splits
 FIELD = re.compile(r"\{(\^?)([A-Za-z_]*\d*)(?::\s*((?:[^{}]|\{[^{}]*\})*))?\}")
+BETWEEN = re.compile(r"\|(?![^{}]*\})")  # a bar between alternatives, not one of a field in an alternative
 ARTICLE = re.compile(r"(\ba|(?:(?<![^\s\"(])(?<!\w )A))n? (?=(\w+))")  # "A" where a sentence begins, not in "plan A"
 ONES = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
     seventeen eighteen nineteen""".split()
@@ -154,7 +155,7 @@ class Values(dict):
         if choices is not None:
             before, after = found.string[: found.start()][-1:], found.string[found.end() :][:1]
             digits = before.isalnum() or before == "}" or after.isalnum() or after == "{"
-            value = number(self.rng, choices, digits) or self.fill(self.rng.choice(choices.split("|")).strip())
+            value = number(self.rng, choices, digits) or self.fill(self.rng.choice(BETWEEN.split(choices)).strip())
             if name:
                 self[name] = value
         else:

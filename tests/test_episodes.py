@@ -140,6 +140,12 @@ def test_articles_and_numbers():
     assert values.fill("{n: 3-900}") == values.fill("{n}")
 
 
+def test_a_field_in_an_alternative():
+    """An alternative may have alternatives of its own."""
+    filled = {episodes.Values(random.Random(i), "train", set()).fill("{a: x|y {b: 1|2} z|w}") for i in range(50)}
+    assert filled == {"x", "y 1 z", "y 2 z", "w"}
+
+
 def test_small_talk_asks_no_question_of_the_abilities():
     """What experiments/abilities.py asks, to measure the base model's knowledge, is not trained."""
     rng = random.Random(0)
