@@ -11,12 +11,15 @@ the shorter memory begins to save more of them than the COMP tokens cost.
 memory then holds random numbers, whose values do not change the cost.
 """
 
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
 
-from experiments.bench import fill, random_texts
+from experiments.bench import fill, pair_bytes, random_texts
 from experiments.common import free_memory, pyplot, seconds
 from minccm.extra.evaluate import save_figure
 from minccm.extra.tables import new_table, print_table
@@ -26,13 +29,14 @@ from minccm.io import options as cli
 from minccm.io.config import SHAPES
 from minccm.io.files import write_json
 from minccm.io.weights import load_model
-from minccm.methods import get_method
-from minccm.model import LlamaConfig
+from minccm.methods import Method, get_method
+from minccm.model import LlamaConfig, Transformer
 from minccm.session import Session
 
 CONTEXT, INPUT, OUTPUT = 50, 32, 32  # tokens; a demonstration of MetaICL has about 50
 LENGTHS = (250, 500, 1000, 2000, 4000, 8000)
 RANK = 8
+READS, WARMUP = 5, 1  # contexts that are read to measure one, and work before the clock starts
 COMPRESSED = ("ccm-concat", "ccm-merge")
 
 
@@ -74,14 +78,19 @@ def pays_from(config: LlamaConfig, n: int, merged: bool) -> int | None:
     return next((x for x in lengths if step_flops(config, x, n, merged) < step_flops(config, x, None)), None)
 
 
-@torch.no_grad()
-def measure(model, name: str, n: int, lengths: tuple[int, ...]) -> list[dict]:
-    """A row for each length of context: seconds to read 50 tokens more and to answer, and memory."""
-    session, rows = Session(model, get_method(name), n), []
-    ids = torch.randint(3, model.config.vocab_size, (max(CONTEXT, INPUT),), generator=torch.Generator().manual_seed(0))
-    context, question = ids[:CONTEXT].tolist(), ids[:INPUT].tolist()
-    on_gpu = model.embed_tokens.weight.is_cuda
-    with tqdm(total=max(lengths), desc=name, unit="token", leave=False, dynamic_ncols=True) as bar:
+class Held(NamedTuple):
+    """A memory that holds a context, and the work that is measured from there on."""
+
+    pairs: int
+    nbytes: int
+    answer: Callable[[], object]  # leaves the memory as it is
+    read: Callable[[], object]
+
+
+def plain_memories(model: Transformer, method: Method, n: int, lengths: tuple[int, ...]) -> Iterator[Held]:
+    """The memories of a Session that reads on and on."""
+    session, (context,), (question,) = Session(model, method, n), *texts(model)
+    with tqdm(total=max(lengths), desc=method.name, unit="token", leave=False, dynamic_ncols=True) as bar:
         for length in lengths:
             while session.memory.text < length:
                 session.read(context)
@@ -92,42 +101,42 @@ def measure(model, name: str, n: int, lengths: tuple[int, ...]) -> list[dict]:
                 session.memory = memory  # noqa: B023  used at once
                 session.read(context)
 
-            if on_gpu:
-                torch.cuda.reset_peak_memory_stats()
-            row = {"method": name, "n": n, "context": length, "kv_pairs": len(memory), "kv_bytes": memory.nbytes}
-            row["read_s"] = seconds(read, 5, 1)
+            answer = lambda: list(session.generate(question, OUTPUT, stop_ids=()))
+            yield Held(len(memory), memory.nbytes, answer, read)
             session.memory = memory
-            row["answer_s"] = seconds(lambda: list(session.generate(question, OUTPUT, stop_ids=())), 3, 1)
-            if on_gpu:
-                row["peak_bytes"] = torch.cuda.max_memory_allocated()
-            row["read_flops"] = step_flops(model.config, length, n or None, name == "ccm-merge")
-            rows.append(row)
-    return rows
+
+
+def fast_memories(model: Transformer, method: Method, n: int, lengths: tuple[int, ...]) -> Iterator[Held]:
+    """Memories of the fast code, filled with random numbers. Their buffers have room for the turns to be measured."""
+    context, question = texts(model)
+    each = 0 if method.merge_rate else n or CONTEXT  # pairs that a step adds
+    for length in tqdm(lengths, method.name, leave=False):
+        pairs = length // CONTEXT * each or n
+        talks = Conversations(model, method, n, 1, pairs + (READS + WARMUP) * each, CONTEXT, OUTPUT)
+        fill(talks, pairs)
+        answer = partial(talks.generate, question, OUTPUT, stop_ids=())
+        yield Held(pairs, pairs * pair_bytes(model), answer, partial(talks.read, context))
+
+
+def texts(model: Transformer) -> tuple[list[list[int]], list[list[int]]]:
+    """Token ids of a context and of an input, each as the only one of a batch."""
+    return random_texts(model, 1, CONTEXT), random_texts(model, 1, INPUT)
 
 
 @torch.no_grad()
-def measure_fast(model, name: str, n: int, lengths: tuple[int, ...]) -> list[dict]:
-    """The same rows, from the fast code. The buffers hold the memory and the turns that are measured, no more."""
-    rows, method, repeat, warmup = [], get_method(name), 5, 2
-    context, question = random_texts(model, 1, CONTEXT), random_texts(model, 1, INPUT)
-    weight = model.embed_tokens.weight
-    pair_bytes = model.config.kv_numbers_per_pair * weight.element_size()
-    for length in tqdm(lengths, name, leave=False):
-        talks = None  # the last one's memory is free from here on
+def measure(model: Transformer, name: str, n: int, lengths: tuple[int, ...], memories=plain_memories) -> list[dict]:
+    """A row for each length of context: seconds to read 50 tokens more and to answer, and memory."""
+    rows, method, on_gpu = [], get_method(name), model.embed_tokens.weight.is_cuda
+    for length, held in zip(lengths, memories(model, method, n, lengths)):
         free_memory()
-        if weight.is_cuda:
+        if on_gpu:
             torch.cuda.reset_peak_memory_stats()
-        merged, each = bool(method.merge_rate), n or CONTEXT  # pairs of a step
-        pairs = n if merged else length // CONTEXT * each
-        room = pairs if merged else pairs + (repeat + warmup) * each
-        talks = Conversations(model, method, n, 1, room, CONTEXT, OUTPUT)
-        fill(talks, pairs)
-        row = {"method": name, "n": n, "context": length, "kv_pairs": pairs, "kv_bytes": pairs * pair_bytes}
-        row["answer_s"] = seconds(lambda: talks.generate(question, OUTPUT, stop_ids=()), 3)  # noqa: B023  used at once
-        row["read_s"] = seconds(lambda: talks.read(context), repeat, warmup)  # noqa: B023
-        if weight.is_cuda:
+        row = {"method": name, "n": n, "context": length, "kv_pairs": held.pairs, "kv_bytes": held.nbytes}
+        row["answer_s"] = seconds(held.answer, 3, WARMUP)
+        row["read_s"] = seconds(held.read, READS, WARMUP)
+        if on_gpu:
             row["peak_bytes"] = torch.cuda.max_memory_allocated()
-        rows.append(row | {"read_flops": step_flops(model.config, length, n or None, merged)})
+        rows.append(row | {"read_flops": step_flops(model.config, length, n or None, bool(method.merge_rate))})
     return rows
 
 
@@ -137,12 +146,12 @@ def main() -> None:
     model = load_model(options.model, device, dtype)
     if options.fast:
         join_weights(model)
-    run = measure_fast if options.fast else measure
-    rows = run(model, "full", 0, LENGTHS)
+    memories = fast_memories if options.fast else plain_memories
+    rows = measure(model, "full", 0, LENGTHS, memories)
     torch.manual_seed(options.seed)
     model.add_adapter(options.n, RANK)  # not trained: a trained one costs the same
     for name in COMPRESSED:
-        rows += run(model.eval(), name, options.n, LENGTHS)
+        rows += measure(model.eval(), name, options.n, LENGTHS, memories)
     name = Path(options.model).name
     shapes = {name: model.config, **{shape: SHAPES[shape] for shape in ("1b", "7b", "13b")}}
     pays = [

@@ -103,7 +103,7 @@ def picture(rows: list[dict], path: Path) -> None:
         if len(sizes) > 1:
             style = dict(marker="o", color=f"C{i}", label=f"{method}, n = {line[0]['n']}")
             left.plot([row["parameters"] for row in line], [row["gap_closed"] for row in line], **style)
-        line = max(([row for row in of_method if row["parameters"] == size] for size in sizes), key=len)
+        line = max(([row for row in of_method if row["parameters"] == one] for one in sizes), key=len)
         if len(line) > 1:
             style = dict(marker="o", color=f"C{i}", label=f"{method}, {size(line[0]['parameters'])}")
             right.plot([row["n"] for row in line], [row["gap_closed"] for row in line], **style)

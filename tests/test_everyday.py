@@ -110,3 +110,15 @@ def test_plural():
         "potato": "potatoes",
     }
     assert {noun: plural(noun) for noun in forms} == forms
+
+
+def test_sums_are_right_and_not_those_of_the_abilities():
+    """Every sum of the small talk has the right answer; what experiments/abilities.py asks is not among them."""
+    rng, asked = random.Random(0), set()
+    for _ in range(5000):
+        question, reply = everyday.plain_sum(rng)
+        a, sign, b = re.search(r"(\d+) (\+|-|\*|plus|minus|times) (\d+)", question).groups()
+        a, sign, b = int(a), {"plus": "+", "minus": "-", "times": "*"}.get(sign, sign), int(b)
+        assert re.search(r"(-?\d+)\.$", reply)[1] == str({"+": a + b, "-": a - b, "*": a * b}[sign]), (question, reply)
+        asked.add((a, sign, b))
+    assert not asked & {(2, "+", 3), (7, "+", 5), (6, "*", 7)} and (3, "+", 2) in asked

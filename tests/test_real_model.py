@@ -92,11 +92,11 @@ def test_scale(call, tmp_path):
     small = [row(4 * 10**6, "none", 0, t, perplexity=30.0 + t) for t in (1, 2)]
     small += [row(4 * 10**6, "ccm-concat", 2, t, perplexity=20.0, gap_closed=0.5) for t in (1, 2)]
     large = [row(10**8, "none", 0, t, perplexity=9.0) for t in (1, 2, 4)]
-    large += [row(10**8, name, n, 2, perplexity=8.0, gap_closed=0.9) for name, n in ALL_N]
-    for name, rows in (("small", small), ("large", large), ("early", [row(9 * 10**9, "none", 0, 1)])):
+    large += [row(10**8, name, n, t, perplexity=8.0, gap_closed=0.9) for name, n in ALL_N for t in (1, 2)]
+    for name, rows in (("small", small), ("large", large), ("other", [row(9 * 10**9, "none", 0, 7)])):
         (tmp_path / name).mkdir()
         (tmp_path / name / "results.json").write_text(json.dumps(rows))
-    runs = [tmp_path / name for name in ("large", "small", "early")]
+    runs = [tmp_path / name for name in ("large", "small", "other")]
     status, printed = call(scale, *runs[:2], "--json", tmp_path / "s.json", "--picture", tmp_path / "s.png")
     assert status == 0, printed
     rows = json.loads((tmp_path / "s.json").read_text())
@@ -107,7 +107,7 @@ def test_scale(call, tmp_path):
     assert (tmp_path / "s.png").stat().st_size > 1000
     status, printed = call(scale, *runs)
     assert status == 2 and "no time step in common" in printed
-    (tmp_path / "early" / "results.json").write_text('[{"data": "d"}]')
+    (tmp_path / "other" / "results.json").write_text('[{"data": "d"}]')
     status, printed = call(scale, *runs)
     assert status == 2 and "the entry 'method' is missing" in printed
 
