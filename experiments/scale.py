@@ -8,12 +8,14 @@ of them have. Gap closed: 0 is no context, 1 is full context, by log-perplexity 
 
 from pathlib import Path
 
+from rich.markup import escape
+
 from experiments.common import pyplot
 from minccm.extra.evaluate import save_figure
 from minccm.extra.tables import new_table, print_table
 from minccm.io import options as cli
 from minccm.io.files import write_json
-from minccm.io.untrusted import Field, check_fields, read_json
+from minccm.io.untrusted import Field, check_fields, printable, read_json
 
 BASELINES = ("none", "full")
 ROW = {
@@ -49,7 +51,9 @@ def read_rows(folders: list[Path], dataset: str | None) -> list[dict]:
         found = read_json(path)
         if not isinstance(found, list):
             raise ValueError(f"{path} is not a list of rows")
-        rows += [row | check_fields(row, path, ROW) for row in found]
+        for row in found:
+            checked = row | check_fields(row, path, ROW)
+            rows.append(checked | {name: printable(checked[name], 80) for name in ("data", "method")})
     rows = [row for row in rows if dataset in (None, row["data"])]
     names = {row["data"] for row in rows}
     if len(names) != 1:
@@ -81,12 +85,14 @@ def size(parameters: int) -> str:
 def show(rows: list[dict]) -> None:
     """Prints a line for each base, method and n."""
     metric = "accuracy" if rows[0]["perplexity"] is None else "perplexity"
-    title = f"{rows[0]['data']} after {rows[0]['time_step']} contexts, by size of the base model"
+    title = f"{escape(rows[0]['data'])} after {rows[0]['time_step']} contexts, by size of the base model"
     table = new_table(title, "base", "method", "n", metric, "gap closed", "pairs")
     for row in rows:
         value = "" if row[metric] is None else f"{row[metric]:.2f}" if metric == "perplexity" else f"{row[metric]:.1%}"
         gap = "" if kind(row) in BASELINES or row["gap_closed"] is None else f"{row['gap_closed']:.2f}"
-        table.add_row(size(row["parameters"]), kind(row), str(row["n"] or ""), value, gap, f"{row['kv_pairs']:.0f}")
+        table.add_row(
+            size(row["parameters"]), escape(kind(row)), str(row["n"] or ""), value, gap, f"{row['kv_pairs']:.0f}"
+        )
     print_table(table)
 
 

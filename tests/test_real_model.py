@@ -107,6 +107,10 @@ def test_scale(call, tmp_path):
     assert (tmp_path / "s.png").stat().st_size > 1000
     status, printed = call(scale, *runs)
     assert status == 2 and "no time step in common" in printed
+    strange = [row(10**6, "x[red]\x1b]0;y\x07", 0, 1, perplexity=2.0)]
+    (tmp_path / "other" / "results.json").write_text(json.dumps(strange))
+    status, printed = call(scale, runs[2])
+    assert status == 0 and "x[red]" in printed and "\x1b]0" not in printed
     (tmp_path / "other" / "results.json").write_text('[{"data": "d"}]')
     status, printed = call(scale, *runs)
     assert status == 2 and "the entry 'method' is missing" in printed
