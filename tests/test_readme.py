@@ -8,11 +8,13 @@ import re
 import shlex
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 import data
+from experiments import scale
 from minccm.methods import METHODS, Method
 from tests.conftest import ROOT
 
@@ -331,8 +333,35 @@ def dailydialog_table(rows: list[dict]) -> dict[str, list[str]]:
         peak = max(last["peak_compression_pairs"], last["peak_inference_pairs"])
         gap = shown(last, "gap_closed") if last["n"] else ""
         cells = [shown(row, "perplexity") for row in line]
-        label = f"{method}, n = {last['n']}" if last["n"] else method
+        label = f"{method.partition(',')[0]}, n = {last['n']}" if last["n"] else method
         found[label] = [*cells, gap, f"{last['kv_pairs']:.0f}", f"{peak:.0f}"]
+    return found
+
+
+def accuracy_table(rows: list[dict], dataset: str) -> dict[str, list[str]]:
+    """Accuracy by time step, the gap closed, and the pairs of memory."""
+    found = {}
+    for row in rows:
+        if row["data"] == dataset:
+            label = f"{row['method']}, n = {row['n']}" if row["n"] else row["method"]
+            found.setdefault(label, []).append(row)
+    return {
+        label: [
+            *(f"{row['accuracy']:.1%}" for row in line),
+            f"{line[-1]['gap_closed']:.2f}" if line[-1]["n"] else "",
+            f"{line[-1]['kv_pairs']:.0f}",
+        ]
+        for label, line in found.items()
+    }
+
+
+def scale_table(rows: list[dict]) -> list[list[str]]:
+    """The gap closed by size of the base and n. A label may stand several times."""
+    found = []
+    for row in rows:
+        method, gap = row["method"].partition(",")[0], f"{row['gap_closed']:.2f}" if row["n"] else ""
+        label = f"{scale.size(row['parameters'])}, {method}"
+        found.append([label, str(row["n"] or ""), f"{row['perplexity']:.2f}", gap, f"{row['kv_pairs']:.0f}"])
     return found
 
 
@@ -411,10 +440,10 @@ def cpu_table(rows: list[dict]) -> dict[str, list[str]]:
     return found
 
 
-def costs_table(rows: list[dict]) -> dict[str, list[str]]:
+def costs_table(rows: list[dict], decimals: int = 0) -> dict[str, list[str]]:
     """Time to read a turn and to answer, and the memory, by length of context."""
     shown = {
-        "read 50 tokens, {}, ms": lambda row: f"{1000 * row['read_s']:.0f}",
+        "read 50 tokens, {}, ms": lambda row: f"{1000 * row['read_s']:.{decimals}f}",
         "answer, {}, ms": lambda row: f"{1000 * row['answer_s']:,.0f}",
         "KV memory, {}, KiB": lambda row: f"{row['kv_bytes'] / 1024:,.0f}",
         "peak memory, {}, MiB": lambda row: f"{row.get('peak_bytes', 0) / 2**20:,.0f}",
@@ -436,6 +465,8 @@ def costs_table(rows: list[dict]) -> dict[str, list[str]]:
         ("results", "answered right | all", "smollm2-natural", natural_table),
         ("results", "answered right after small talk", "smollm2-natural-talk", natural_table),
         ("results", "SmolLM2, dailydialog", "smollm2-dailydialog", dailydialog_table),
+        ("results", "SmolLM2, icl", "smollm2-tasks", partial(accuracy_table, dataset="icl")),
+        ("results", "SmolLM2, persona", "smollm2-tasks", partial(accuracy_table, dataset="persona")),
         ("streaming", "books: perplexity", "books", books_table),
         ("streaming", "tiny model: recall", "endless", endless_table),
         ("streaming", "SmolLM2: recall", "smollm2-endless", endless_table),
@@ -443,7 +474,8 @@ def costs_table(rows: list[dict]) -> dict[str, list[str]]:
         ("performance", "training SmolLM2", "smollm2-steps", steps_table),
         ("performance", "SmolLM2 on a CPU", "smollm2-cpu", cpu_table),
         ("costs", "SmolLM2 on a CPU", "smollm2-costs-cpu", costs_table),
-        ("costs", "SmolLM2 on a GPU", "smollm2-costs-gpu", costs_table),
+        ("costs", "SmolLM2 on a GPU, after", "smollm2-costs-gpu", costs_table),
+        ("costs", "SmolLM2 on a GPU, fast", "smollm2-costs-fast", partial(costs_table, decimals=1)),
     ],
 )
 def test_tables_of_measurements(document, title, file, made):
@@ -466,6 +498,15 @@ def test_tables_of_domains(window):
     assert shown == domains_table(json.loads((ROOT / "docs" / "domains.json").read_text("utf-8")), window)
 
 
+def test_table_of_scale():
+    """docs/results.md has the rows of docs/smollm2-scale.json, without the methods that one base alone has."""
+    text = DOCUMENTS["docs/results.md"].read_text("utf-8")
+    (block,) = re.findall(r"^\| dailydialog after 12 contexts.*\n.*\n((?:\|.*\|\n)+)", text, re.MULTILINE)
+    shown = [[cell.strip() for cell in line.strip("|").split("|")] for line in block.splitlines()]
+    rows = scale_table(json.loads((ROOT / "docs" / "smollm2-scale.json").read_text("utf-8")))
+    assert shown == [row for row in rows if not row[0].endswith(("compressive", "gist-online"))]
+
+
 def test_tables_of_readme():
     """README's tables have the numbers of the JSON files in docs."""
     found = tables(README)
@@ -475,7 +516,7 @@ def test_tables_of_readme():
     rows = json.loads((ROOT / "docs" / "smollm2-dailydialog.json").read_text("utf-8"))
     equal = equal_memory_table(json.loads((ROOT / "docs" / "smollm2-equal.json").read_text("utf-8")))
     recalled = {name.partition(",")[0]: cells for name, cells in equal.items() if "pairs of" not in name}
-    dialogues = {name.partition(",")[0]: cells for name, cells in dailydialog_table(rows).items()}
+    dialogues = {name.removesuffix(", n = 2"): cells for name, cells in dailydialog_table(rows).items()}
     names = {"no context": "none", "full context": "full"}
     for shown, cells in list(small.items())[1:]:
         method = names.get(shown, shown)

@@ -327,7 +327,7 @@ def picture(rows: list[dict], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     names = list(dict.fromkeys(row["data"] for row in rows))
-    figure, axes = plt.subplots(len(names), 2, figsize=(9, 3.2 * len(names)), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(len(names), 2, figsize=(10.5, 3.2 * len(names)), squeeze=False, layout="constrained")
     for name, (left, right) in zip(names, axes):
         of_data = [row for row in rows if row["data"] == name]
         metric = "recall" if "recall" in of_data[0] else next(metric for metric in METRICS if metric in of_data[0])
@@ -339,7 +339,7 @@ def picture(rows: list[dict], path: Path) -> None:
         left.set(title=name, xlabel="time step t (contexts so far)", ylabel=METRICS[metric])
         right.set(xlabel="KV memory (KiB)")
         right.set_xscale("symlog", linthresh=10)
-        left.legend(fontsize=8)
+        right.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     save_figure(figure, path)
 
 
