@@ -223,6 +223,8 @@ def test_the_sentence_below_the_table():
         "From 16 KV pairs it recalls 75.0% of the facts after 8 contexts; full context needs 99 pairs for 100.0%."
     )
     assert "full context" not in evaluate.meaning(rows[2:])
+    assert "step 1" in evaluate.meaning([*rows[:2], rows[2] | {"gap_closed": 2.2}])  # the base does not know the data
+    assert evaluate.meaning([*rows[:2], rows[2] | {"gap_closed": 1.05}]) == text
 
 
 def test_tables_are_not_cut():

@@ -40,6 +40,7 @@ METRICS = {
 }
 GAPS = {"perplexity": "gap_closed", "accuracy": "gap_closed", "accuracy_mean": "gap_closed_mean"}
 CHOICES = {"accuracy": torch.sum, "accuracy_mean": torch.mean}
+AHEAD = 1.1  # a gap closed above this is not memory alone
 
 
 @dataclass
@@ -309,7 +310,10 @@ def meaning(rows: list[dict]) -> str:
     text = f"From {last['kv_pairs']:.0f} KV pairs {what[metric].format(number)} after {after}"
     if not full or last["method"].startswith("full"):
         return text + "."
-    return text + f"; full context needs {full['kv_pairs']:.0f} pairs for {_number({metric: full[metric]}, metric)}."
+    text += f"; full context needs {full['kv_pairs']:.0f} pairs for {_number({metric: full[metric]}, metric)}."
+    if last.get("gap_closed", 0) > AHEAD:
+        text += "\nThe adapter has learned this kind of text, too. To compare, train step 1 first (--method full)."
+    return text
 
 
 def _number(row: dict, metric: str) -> str:
