@@ -218,6 +218,13 @@ def test_the_fingerprint_names_the_base(tmp_path, tiny):
         load_adapter(load_model(tiny), tiny / name)
 
 
+def test_others_may_read(tmp_path):
+    """Files of tensors have the permissions of any new file, so that an adapter can be shared."""
+    write_tensors(tmp_path / "a.safetensors", {"a": torch.ones(1)})
+    (tmp_path / "b").touch()
+    assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "b").stat().st_mode
+
+
 def test_files_are_whole(tmp_path):
     """If writing fails, the old file stays, and nothing else is left."""
 

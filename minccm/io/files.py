@@ -3,12 +3,14 @@
 import json
 import os
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
+
+UMASK = os.umask(0)  # reading it means setting it
+os.umask(UMASK)
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -27,8 +29,13 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Writes a safetensors file. metadata: strings for its header."""
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+
+    def write(temporary: Path) -> None:
+        save_file(tensors, temporary, metadata=metadata)
+        temporary.chmod(0o666 & ~UMASK)  # as any new file: by itself, save_file lets the owner alone read it
+
     try:
-        write_whole(path, partial(save_file, tensors, metadata=metadata))
+        write_whole(path, write)
     except SafetensorError as problem:  # a full disk, or no such folder
         raise OSError(f"cannot write {path}: {problem}") from None
 
