@@ -38,6 +38,7 @@ from rich.markup import escape
 from torch import Tensor
 
 from experiments.common import free_memory, seconds, synchronize
+from minccm.extra.evaluate import pair_bytes
 from minccm.extra.tables import new_table, print_table
 from minccm.extra.training import PlainStep
 from minccm.fast.conversations import Conversations
@@ -150,11 +151,6 @@ def matrix_weights(model: Transformer) -> int:
 def weight_bytes(model: Transformer) -> int:
     """Bytes of weights that are read for a token: the matrices of all layers, and the vocabulary projection."""
     return (matrix_weights(model) + model.lm_head.weight.numel()) * model.lm_head.weight.element_size()
-
-
-def pair_bytes(model: Transformer) -> int:
-    """Bytes of one KV pair, over all layers."""
-    return model.config.kv_numbers_per_pair * model.embed_tokens.weight.element_size()
 
 
 def random_texts(model: Transformer, count: int, length: int, seed: int = 1) -> list[list[int]]:

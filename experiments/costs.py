@@ -19,9 +19,9 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-from experiments.bench import fill, pair_bytes, random_texts
+from experiments.bench import fill, random_texts
 from experiments.common import free_memory, pyplot, seconds
-from minccm.extra.evaluate import save_figure
+from minccm.extra.evaluate import pair_bytes, save_figure
 from minccm.extra.tables import new_table, print_table
 from minccm.fast.conversations import Conversations
 from minccm.fast.fused import join_weights

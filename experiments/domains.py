@@ -26,7 +26,7 @@ from data.running import part, read_text
 from experiments.books import ADAPTERS, CausalKV, add_training, sizes_of, train_adapter
 from experiments.common import free_memory, pyplot
 from experiments.stream import ROWS, kv_bytes, measure
-from minccm.extra.evaluate import save_figure
+from minccm.extra.evaluate import pair_bytes, save_figure
 from minccm.extra.tables import new_table, print_table
 from minccm.fast.inference import block_forward, embed
 from minccm.io import options as cli
@@ -219,13 +219,12 @@ def measure_all(model, tokenizer, folders: dict[str, Path], options) -> list[dic
     rows, most = [], max(options.lengths)
     texts = {domain: text[: MOST_CHARACTERS * most] for domain, text in texts_of(options, test=True).items()}
     ids = {domain: ([tokenizer.bos_id] + tokenizer.encode(text))[: most + 1] for domain, text in texts.items()}
-    pair_bytes = model.config.kv_numbers_per_pair * model.embed_tokens.weight.element_size()
     for domain, some in ids.items():
         positions = model.config.max_positions
         for length in options.lengths:
             if length <= min(positions, len(some) - 1):
                 nll = full_context(model, some[: length + 1])
-                add_rows(rows, domain, "full context", nll, [length], window=0, kv_bytes=pair_bytes * length)
+                add_rows(rows, domain, "full context", nll, [length], window=0, kv_bytes=pair_bytes(model) * length)
     for kind, folder in folders.items():
         for adapter in ADAPTERS:
             method, n = load_adapter(model, folder / adapter)

@@ -17,6 +17,7 @@ import torch
 from tqdm import tqdm
 
 from experiments.common import adapter_folders, add_adapters
+from minccm.extra.evaluate import pair_bytes
 from minccm.extra.tables import new_table, print_table
 from minccm.fast.conversations import Conversations
 from minccm.io import options as cli
@@ -157,14 +158,13 @@ def measure(talks: Talks, found: list[Episode], label: str, batch: int) -> dict:
                 right = any(holds(reply, phrase) for phrase in question.expect)
                 rows.append(question._asdict() | {"reply": reply, "right": right})
         pairs.append(talks.pairs)
-    weight = talks.model.embed_tokens.weight
     row = {"method": label, "n": talks.n, "questions": len(rows), "right": sum(r["right"] for r in rows)}
     row["share"] = row["right"] / len(rows)
     for low, high in ((1, 3), (4, 9), (10, 99)):
         near = [r["right"] for r in rows if low <= r["distance"] <= high]
         row[f"{low}-{high}"] = sum(near) / len(near) if near else None
     row["pairs"] = max(pairs)
-    row["bytes"] = row["pairs"] * talks.model.config.kv_numbers_per_pair * weight.element_size()
+    row["bytes"] = row["pairs"] * pair_bytes(talks.model)
     return row | {"replies": rows}
 
 

@@ -167,11 +167,15 @@ class Evaluator:
     def sizes(self, method: Method, sequences: list[Sequence]) -> dict:
         """Mean KV pairs and bytes of the memory, and at most while compressing and while answering."""
         pairs = np.mean([(memory_pairs(method, x), *peak_pairs(method, x)) for x in sequences], 0)
-        per_pair = self.model.config.kv_numbers_per_pair * self.model.embed_tokens.weight.element_size()
         out = {}
         for name, size in zip(("kv", "peak_compression", "peak_inference"), pairs):
-            out |= {f"{name}_pairs": float(size), f"{name}_bytes": float(size * per_pair)}
+            out |= {f"{name}_pairs": float(size), f"{name}_bytes": float(size * pair_bytes(self.model))}
         return out
+
+
+def pair_bytes(model: Transformer) -> int:
+    """Bytes of one KV pair, over all layers."""
+    return model.config.kv_numbers_per_pair * model.embed_tokens.weight.element_size()
 
 
 def span(tokenizer: Tokenizer, ids: list[int], part: str) -> tuple[int, int]:

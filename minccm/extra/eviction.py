@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minccm.extra.evaluate import Evaluator, Run, memory_pairs
+from minccm.extra.evaluate import Evaluator, Run, memory_pairs, pair_bytes
 from minccm.model import Transformer
 from minccm.sequence import Sequence, build_sequence
 
@@ -155,5 +155,4 @@ class EvictionEvaluator(Evaluator):
         """Mean pairs and bytes of the cache before the input: the budget, or all tokens where they are fewer."""
         held = [min(self.budget(s), int((s.info.question == 0).sum())) for s in sequences]
         pairs = sum(held) / len(held)
-        per_pair = self.model.config.kv_numbers_per_pair * self.model.embed_tokens.weight.element_size()
-        return {"kv_pairs": pairs, "kv_bytes": pairs * per_pair}
+        return {"kv_pairs": pairs, "kv_bytes": pairs * pair_bytes(self.model)}
