@@ -53,6 +53,7 @@ MADE: dict[str, Callable[[random.Random], str]] = {
     "time": lambda rng: lists.clock(rng),
 }
 HELD = ("F", "M", "city", "food", "pet")  # kinds whose values are shared out among the splits
+NAMES, UNUSUAL = ("F", "M", "city", "pet"), 0.16  # kinds of names, and how many of them no list has
 FIELD = re.compile(r"\{(\^?)([A-Za-z_]*\d*)(?::\s*((?:[^{}]|\{[^{}]*\})*))?\}")
 BETWEEN = re.compile(r"\|(?![^{}]*\})")  # a bar between alternatives, not one of a field in an alternative
 ARTICLE = re.compile(r"(\ba|(?:(?<![^\s\"(])(?<!\w )A))n? (?=(\w+))")  # "A" where a sentence begins, not in "plan A"
@@ -166,12 +167,22 @@ class Values(dict):
         kind = kind_of(name)
         for _ in range(20):
             value = self.rng.choice(KINDS[kind]) if kind in KINDS else MADE[kind](self.rng)
+            if self.split == "train" and kind in NAMES and self.rng.random() < UNUSUAL:
+                value = unusual(self.rng, value)
             shared = self.split != "train" or kind not in HELD or lists.split_of(value) == "train"
             if shared and value not in self.used:
                 break
         self.used.add(value)
         self[name] = value
         return value
+
+
+def unusual(rng: random.Random, name: str) -> str:
+    """A name from no list, invented or with another letter than this one: a model must copy it letter by letter."""
+    i = rng.randrange(1, len(name))
+    if rng.random() < 0.5 or not name[i].isalpha():
+        return lists.invented(rng)
+    return name[:i] + rng.choice("aeiouy" if name[i] in "aeiouy" else "bdfgklmnprstvz") + name[i + 1 :]
 
 
 def vowel(word: str) -> bool:

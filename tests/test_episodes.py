@@ -146,6 +146,14 @@ def test_a_field_in_an_alternative():
     assert filled == {"x", "y 1 z", "y 2 z", "w"}
 
 
+def test_unusual_names():
+    """In training, one name in six is on no list; in the other splits none is."""
+    known = set(episodes.KINDS["F"])
+    for split, least, most in (("train", 0.1, 0.22), ("validation", 0.0, 0.0), ("test", 0.0, 0.0)):
+        names = [episodes.Values(random.Random(seed), split, set()).fill("{F}") for seed in range(400)]
+        assert least <= sum(name not in known for name in names) / len(names) <= most, split
+
+
 def test_small_talk_asks_no_question_of_the_abilities():
     """What experiments/abilities.py asks, to measure the base model's knowledge, is not trained."""
     rng = random.Random(0)
