@@ -31,6 +31,7 @@ from typing import NamedTuple
 
 from data import everyday as lists
 from data import main
+from data.scenes import takes_an
 
 FOLDER = Path(__file__).parent / "stories"
 KINDS: dict[str, list[str]] = {
@@ -149,7 +150,7 @@ class Values(dict):
     def fill(self, text: str) -> str:
         """The text with its fields filled in, and every "a" or "an" as the next word wants it."""
         text = re.sub(r"\b(\d+)th\b", ordinal, FIELD.sub(self._field, text))
-        return ARTICLE.sub(lambda found: found[1] + ("n " if vowel(found[2]) else " "), text)
+        return ARTICLE.sub(lambda found: found[1] + ("n " if takes_an(found[2]) else " "), text)
 
     def _field(self, found: re.Match) -> str:
         upper, name, choices = found.groups()
@@ -183,13 +184,6 @@ def unusual(rng: random.Random, name: str) -> str:
     if rng.random() < 0.5 or not name[i].isalpha():
         return lists.invented(rng)
     return name[:i] + rng.choice("aeiouy" if name[i] in "aeiouy" else "bdfgklmnprstvz") + name[i + 1 :]
-
-
-def vowel(word: str) -> bool:
-    """Does "an" stand before this word?"""
-    if re.match(r"(?i)(uni[^n]|use|usu|euro?p?|one|once|ukul|utr)", word) or re.match("U[A-Z]", word):
-        return False
-    return word[0].lower() in "aeiou" or re.match(r"(?i)(hour|honest|heir|honou?r|8|11\b|18\b|eight)", word) is not None
 
 
 # ------------------------------------------------------------------------------------------------------------- chats

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from data import SPLITS, main
 from data import dialog as lists
-from data.scenes import scene
+from data.scenes import a, scene
 
 SMALL_TALK = Path(__file__).parent / "smollm2" / "small_talk.jsonl.gz"
 WRITTEN_TALK = Path(__file__).parent / "stories" / "small_talk.tsv"
@@ -2821,7 +2821,7 @@ class Fact:
         if kind == "past":
             return say(PAST[self.values[slot]])
         if kind == "a":
-            return f"{'an' if value[0] in 'aeiouAEIO' else 'a'} {value}"
+            return a(value)
         if kind in ("the", "the0"):
             return ("the " if kind == "the" else "") + re.sub(r"^(an?|the) ", "", value)
         return value
@@ -3115,8 +3115,8 @@ class Chat:
         value = to_bot(fact.values[slot[0]])
         if rng.random() < 0.1 and len(slot) == 1:
             reply = value
-            if slot in "pqv" and frame.name in ("job", "twojobs") and slot != "p":
-                reply = f"{'An' if value[0] in 'aeiou' else 'A'} {value}"
+            if value in JOBS:
+                reply = a(value)
         reply = rng.choice(REPLIES) + sentence(reply)
         at = reply.lower().rfind(re.sub(r"^(an?|the) ", "", value).lower())
         if at < 0:

@@ -265,9 +265,16 @@ def plural(noun: str) -> str:
     return f"{first} {last}".strip() + of + rest
 
 
+def takes_an(word: str) -> bool:
+    """Does "an" stand before this word?"""
+    if re.match(r"(?i)(uni[^n]|use|usu|euro?p?|one|once|ukul|utr)", word) or re.match("U[A-Z]", word):
+        return False
+    return word[0].lower() in "aeiou" or re.match(r"(?i)(hour|honest|heir|honou?r|8|11\b|18\b|eight)", word) is not None
+
+
 def a(words: str) -> str:
     """With "a" or "an"."""
-    return ("an " if words[0] in "aeiou" else "a ") + words
+    return f"a{'n' * takes_an(words)} {words}"
 
 
 def capital(text: str) -> str:
