@@ -296,15 +296,16 @@ def test_tables_of_results(title, metric, by, places):
 # Each of these functions returns a table of a document from the rows of a JSON file: cells, by a row's first cell.
 
 
-def equal_memory_table(rows: list[dict]) -> dict[str, list[str]]:
-    """Recall by time step: of the adapters, and of each cache with the pairs of one of them."""
+def equal_memory_table(rows: list[dict], dataset: str = "dialog", metric: str = "recall") -> dict[str, list[str]]:
+    """Recall (or accuracy) by time step: of the adapters, and of each cache with the pairs of one of them."""
+    rows = [row for row in rows if row["data"] == dataset]
     found, adapters = {}, {row["like"]: row["n"] for row in rows if row["like"] == row["method"]}
     for method, like in {(row["method"], row["like"]): None for row in rows}:
         line = [row for row in rows if (row["method"], row["like"]) == (method, like)]
         label = f"{method}, n = {adapters[like]}" if method == like else f"{method}, the pairs of {like}"
         last = f"{line[-1]['kv_pairs']:.0f}", f"{line[-1]['kv_bytes'] / 1024:,.0f}"
         found[label if like else "full, step 1" if method == "full" else method] = [
-            *(f"{row['recall']:.1%}" for row in line),
+            *(f"{row[metric]:.1%}" for row in line),
             *last,
         ]
     return found
@@ -462,6 +463,13 @@ def costs_table(rows: list[dict], decimals: int = 0) -> dict[str, list[str]]:
     [
         ("results", "SmolLM2, dialog: recall", "smollm2-equal", equal_memory_table),
         ("results", "tiny model, dialog: recall", "equal", equal_memory_table),
+        ("results", "tiny model, icl", "equal-tasks", partial(equal_memory_table, metric="accuracy", dataset="icl")),
+        (
+            "results",
+            "tiny model, persona",
+            "equal-tasks",
+            partial(equal_memory_table, metric="accuracy", dataset="persona"),
+        ),
         ("results", "answered right | all", "smollm2-natural", natural_table),
         ("results", "answered right after small talk", "smollm2-natural-talk", natural_table),
         ("results", "SmolLM2, dailydialog", "smollm2-dailydialog", dailydialog_table),
