@@ -183,7 +183,8 @@ def unusual(rng: random.Random, name: str) -> str:
     i = rng.randrange(1, len(name))
     if rng.random() < 0.5 or not name[i].isalpha():
         return lists.invented(rng)
-    return name[:i] + rng.choice("aeiouy" if name[i] in "aeiouy" else "bdfgklmnprstvz") + name[i + 1 :]
+    others = ("aeiouy" if name[i] in "aeiouy" else "bdfgklmnprstvz").replace(name[i], "")
+    return name[:i] + rng.choice(others) + name[i + 1 :]
 
 
 # ------------------------------------------------------------------------------------------------------------- chats

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from data import SPLITS, main
 from data import dialog as lists
-from data.scenes import a, scene
+from data.scenes import scene, with_article
 
 SMALL_TALK = Path(__file__).parent / "smollm2" / "small_talk.jsonl.gz"
 WRITTEN_TALK = Path(__file__).parent / "stories" / "small_talk.tsv"
@@ -2821,7 +2821,7 @@ class Fact:
         if kind == "past":
             return say(PAST[self.values[slot]])
         if kind == "a":
-            return a(value)
+            return with_article(value)
         if kind in ("the", "the0"):
             return ("the " if kind == "the" else "") + re.sub(r"^(an?|the) ", "", value)
         return value
@@ -3116,7 +3116,7 @@ class Chat:
         if rng.random() < 0.1 and len(slot) == 1:
             reply = value
             if value in JOBS:
-                reply = a(value)
+                reply = with_article(value)
         reply = rng.choice(REPLIES) + sentence(reply)
         at = reply.lower().rfind(re.sub(r"^(an?|the) ", "", value).lower())
         if at < 0:

@@ -272,7 +272,7 @@ def takes_an(word: str) -> bool:
     return word[0].lower() in "aeiou" or re.match(r"(?i)(hour|honest|heir|honou?r|8|11\b|18\b|eight)", word) is not None
 
 
-def a(words: str) -> str:
+def with_article(words: str) -> str:
     """With "a" or "an"."""
     return f"a{'n' * takes_an(words)} {words}"
 
@@ -326,7 +326,7 @@ def event(rng: random.Random, agent: Agent) -> tuple[str, list[Question]]:
     number = rng.choice(NUMBERS[: rng.choice((4, 8, 23))]) if rng.random() < 0.3 else ""
     adjective = rng.choice(ADJECTIVES) if rng.random() < 0.3 else ""
     described = f"{adjective} {noun}".strip()
-    thing = f"{number} {plural(described)}" if number else a(described)
+    thing = f"{number} {plural(described)}" if number else with_article(described)
     the_thing = f"the {plural(noun) if number else noun}"
     tense = rng.choices(["past", "will", "wants", "habit"], [6, 1.5, 1.5, 1])[0]
     details = {}
@@ -453,7 +453,7 @@ def thing(rng: random.Random, agent: Agent) -> tuple[str, list[Question]]:
     if agent.user in ("I", "we") and rng.random() < 0.5:
         got = rng.choice(["bought", "inherited", "got", "borrowed", "found", "looked at", "was given", "won", "made"])
         got = got.replace("was", "were") if agent.user == "we" else got
-        lines.append(f"{agent.user} {got} {a(noun)}")
+        lines.append(f"{agent.user} {got} {with_article(noun)}")
         owned, names = f"the {noun}", [f"the {noun}"]
     subjects = [owned if not lines else "it"]
     for _ in range(rng.choice([1, 1, 2, 2, 3])):
@@ -550,10 +550,10 @@ def saying(rng: random.Random, agent: Agent) -> tuple[str, list[Question]]:
     base, past, nouns = rng.choice([verb for verb in VERBS if len(verb[2]) > 3])
     one, two = rng.sample(nouns, 2)
     order = rng.choice([("first {one}, then {two}"), ("{one} first, and {two} after that")])
-    told = f"{agent.user} {past} " + order.format(one=a(one), two=a(two))
+    told = f"{agent.user} {past} " + order.format(one=with_article(one), two=with_article(two))
     return told, [
-        (f"What did {agent.user} {base} first?", f"First {agent.bot} {past} {a(one)}.", one),
-        (f"What did {agent.user} {base} after the {one}?", f"After that {agent.bot} {past} {a(two)}.", two),
+        (f"What did {agent.user} {base} first?", f"First {agent.bot} {past} {with_article(one)}.", one),
+        (f"What did {agent.user} {base} after the {one}?", f"After that {agent.bot} {past} {with_article(two)}.", two),
     ]
 
 

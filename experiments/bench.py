@@ -38,7 +38,6 @@ from rich.markup import escape
 from torch import Tensor
 
 from experiments.common import free_memory, seconds, synchronize
-from minccm.extra.evaluate import pair_bytes
 from minccm.extra.tables import new_table, print_table
 from minccm.extra.training import PlainStep
 from minccm.fast.conversations import Conversations
@@ -49,7 +48,7 @@ from minccm.fast.step import FastOptions, FastStep, parse_fast
 from minccm.io import options as cli
 from minccm.io.files import write_json
 from minccm.io.options import whole
-from minccm.io.weights import load_model
+from minccm.io.weights import load_model, pair_bytes
 from minccm.methods import COMP, PAD, SLOT, TEXT, Method, get_method
 from minccm.model import Transformer
 from minccm.sequence import Sequence, build_sequence

@@ -21,14 +21,14 @@ from tqdm import tqdm
 
 from experiments.bench import fill, random_texts
 from experiments.common import free_memory, pyplot, seconds
-from minccm.extra.evaluate import pair_bytes, save_figure
+from minccm.extra.evaluate import save_figure
 from minccm.extra.tables import new_table, print_table
 from minccm.fast.conversations import Conversations
 from minccm.fast.fused import join_weights
 from minccm.io import options as cli
 from minccm.io.config import SHAPES
 from minccm.io.files import write_json
-from minccm.io.weights import load_model
+from minccm.io.weights import load_model, pair_bytes
 from minccm.methods import Method, get_method
 from minccm.model import LlamaConfig, Transformer
 from minccm.session import Session
@@ -83,7 +83,7 @@ class Held(NamedTuple):
 
     pairs: int
     nbytes: int
-    answer: Callable[[], object]  # leaves the memory as it is
+    answer: Callable[[], object]  # leaves the memory unchanged
     read: Callable[[], object]
 
 

@@ -26,7 +26,7 @@ from data.running import part, read_text
 from experiments.books import ADAPTERS, CausalKV, add_training, sizes_of, train_adapter
 from experiments.common import free_memory, pyplot
 from experiments.stream import ROWS, kv_bytes, measure
-from minccm.extra.evaluate import pair_bytes, save_figure
+from minccm.extra.evaluate import save_figure
 from minccm.extra.tables import new_table, print_table
 from minccm.fast.inference import block_forward, embed
 from minccm.io import options as cli
@@ -34,6 +34,7 @@ from minccm.io.adapters import load_adapter
 from minccm.io.files import make_folder, write_json
 from minccm.io.options import name, open_base, whole
 from minccm.io.untrusted import read_json
+from minccm.io.weights import pair_bytes
 from minccm.methods import get_method
 from minccm.model import rotary_frequencies, rotary_table
 

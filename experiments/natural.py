@@ -17,7 +17,6 @@ import torch
 from tqdm import tqdm
 
 from experiments.common import adapter_folders, add_adapters
-from minccm.extra.evaluate import pair_bytes
 from minccm.extra.tables import new_table, print_table
 from minccm.fast.conversations import Conversations
 from minccm.io import options as cli
@@ -27,6 +26,7 @@ from minccm.io.options import name, open_base, whole
 from minccm.io.templates import Template, choose_template
 from minccm.io.tokenizer import Tokenizer
 from minccm.io.untrusted import Field, check_fields, parse_json, read_lines
+from minccm.io.weights import pair_bytes
 from minccm.methods import Method, get_method
 from minccm.model import Transformer
 

@@ -174,7 +174,8 @@ def train(stage: Stage, options, device, dtype, seconds: float) -> None:
         if stage.places:  # every place begins as the tokens that the shorter memory was trained with
             own = stage.n // stage.places
             table = model.comp_embeddings
-            first = table.data[:own].repeat(stage.places, 1)  # of .data: a CUDA graph needs gradients of its own stream
+            # .data: no autograd node of the table may be left when a CUDA graph is captured
+            first = table.data[:own].repeat(stage.places, 1)
             table.data.copy_(first + 0.05 * first.std() * torch.randn(first.shape, device="cpu").to(first))
     if not after or stage.after == "step1":
         model.add_adapter(stage.n, stage.r, 2.0 * stage.r, 0.0, method.learned)

@@ -225,6 +225,7 @@ def test_the_sentence_below_the_table():
     assert "full context" not in evaluate.meaning(rows[2:])
     assert "step 1" in evaluate.meaning([*rows[:2], rows[2] | {"gap_closed": 2.2}])  # the base does not know the data
     assert evaluate.meaning([*rows[:2], rows[2] | {"gap_closed": 1.05}]) == text
+    assert evaluate.meaning([*rows[:2], rows[2] | {"gap_closed": 2.2, "base": "step 1 abc"}]) == text
 
 
 def test_tables_are_not_cut():

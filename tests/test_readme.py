@@ -258,13 +258,28 @@ def test_the_papers_numbers():
 # Numbers
 
 
+def rows_of_tables(text: str) -> list[list[list[str]]]:
+    """Each table of a document: the cells of each row. The first row is the heading, the second a line."""
+    return [
+        [[cell.strip() for cell in line.strip("|\n").split("|")] for line in block.splitlines()]
+        for block in re.findall(r"(?:^\|.*\|\n)+", text, re.MULTILINE)
+    ]
+
+
 def tables(text: str) -> list[dict[str, list[str]]]:
     """Each table of a document: the cells of each row, by the row's first cell; the heading's by ""."""
-    found = []
-    for block in re.findall(r"(?:^\|.*\|\n)+", text, re.MULTILINE):
-        rows = [[cell.strip() for cell in line.strip("|\n").split("|")] for line in block.splitlines()]
-        found.append({"": rows[0]} | {row[0]: row[1:] for row in rows[2:]})
-    return found
+    return [{"": rows[0]} | {row[0]: row[1:] for row in rows[2:]} for rows in rows_of_tables(text)]
+
+
+def rows_below(document: str, title: str) -> list[list[str]]:
+    """The rows of the one table of a document whose heading begins so."""
+    (rows,) = [rows for rows in rows_of_tables(DOCUMENTS[document].read_text("utf-8")) if rows[0][0].startswith(title)]
+    return rows[2:]
+
+
+def labelled(row: dict) -> str:
+    """The first cell of a row of measurements: the method, with its n."""
+    return f"{row['method'].partition(',')[0]}, n = {row['n']}" if row["n"] else row["method"]
 
 
 def metric_row(name: str, method: str, metric: str, by: str, places: str) -> list[str]:
@@ -316,8 +331,7 @@ def natural_table(rows: list[dict]) -> dict[str, list[str]]:
     found = {}
     for row in rows:
         shares = [f"{row['share']:.1%}", *(f"{row[span]:.0%}" for span in ("1-3", "4-9", "10-99"))]
-        label = f"{row['method']}, n = {row['n']}" if row["n"] else row["method"]
-        found[label] = [*shares, str(row["pairs"]), f"{row['bytes'] / 1024:,.0f}"]
+        found[labelled(row)] = [*shares, str(row["pairs"]), f"{row['bytes'] / 1024:,.0f}"]
     return found
 
 
@@ -334,8 +348,7 @@ def dailydialog_table(rows: list[dict]) -> dict[str, list[str]]:
         peak = max(last["peak_compression_pairs"], last["peak_inference_pairs"])
         gap = shown(last, "gap_closed") if last["n"] else ""
         cells = [shown(row, "perplexity") for row in line]
-        label = f"{method.partition(',')[0]}, n = {last['n']}" if last["n"] else method
-        found[label] = [*cells, gap, f"{last['kv_pairs']:.0f}", f"{peak:.0f}"]
+        found[labelled(last)] = [*cells, gap, f"{last['kv_pairs']:.0f}", f"{peak:.0f}"]
     return found
 
 
@@ -344,8 +357,7 @@ def accuracy_table(rows: list[dict], dataset: str) -> dict[str, list[str]]:
     found = {}
     for row in rows:
         if row["data"] == dataset:
-            label = f"{row['method']}, n = {row['n']}" if row["n"] else row["method"]
-            found.setdefault(label, []).append(row)
+            found.setdefault(labelled(row), []).append(row)
     return {
         label: [
             *(f"{row['accuracy']:.1%}" for row in line),
@@ -360,8 +372,8 @@ def scale_table(rows: list[dict]) -> list[list[str]]:
     """The gap closed by size of the base and n. A label may stand several times."""
     found = []
     for row in rows:
-        method, gap = row["method"].partition(",")[0], f"{row['gap_closed']:.2f}" if row["n"] else ""
-        label = f"{scale.size(row['parameters'])}, {method}"
+        gap = f"{row['gap_closed']:.2f}" if row["n"] else ""
+        label = f"{scale.size(row['parameters'])}, {scale.kind(row)}"
         found.append([label, str(row["n"] or ""), f"{row['perplexity']:.2f}", gap, f"{row['kv_pairs']:.0f}"])
     return found
 
@@ -453,8 +465,7 @@ def costs_table(rows: list[dict], decimals: int = 0) -> dict[str, list[str]]:
     for label, cell in shown.items():
         for row in rows:
             if "read_s" in row:
-                method = row["method"] + (f", n = {row['n']}" if row["n"] else "")
-                found.setdefault(label.format(method), []).append(cell(row))
+                found.setdefault(label.format(labelled(row)), []).append(cell(row))
     return found
 
 
@@ -500,17 +511,13 @@ def test_tables_of_measurements(document, title, file, made):
 @pytest.mark.parametrize("window", [160, 64])
 def test_tables_of_domains(window):
     """docs/streaming.md has the numbers of docs/domains.json."""
-    text = DOCUMENTS["docs/streaming.md"].read_text("utf-8")
-    (block,) = re.findall(rf"^\| {window} pairs: perplexity.*\n.*\n((?:\|.*\|\n)+)", text, re.MULTILINE)
-    shown = [[cell.strip() for cell in line.strip("|").split("|")] for line in block.splitlines()]
+    shown = rows_below("docs/streaming.md", f"{window} pairs: perplexity")
     assert shown == domains_table(json.loads((ROOT / "docs" / "domains.json").read_text("utf-8")), window)
 
 
 def test_table_of_scale():
     """docs/results.md has the rows of docs/smollm2-scale.json, without the methods that one base alone has."""
-    text = DOCUMENTS["docs/results.md"].read_text("utf-8")
-    (block,) = re.findall(r"^\| dailydialog after 12 contexts.*\n.*\n((?:\|.*\|\n)+)", text, re.MULTILINE)
-    shown = [[cell.strip() for cell in line.strip("|").split("|")] for line in block.splitlines()]
+    shown = rows_below("docs/results.md", "dailydialog after 12 contexts")
     rows = scale_table(json.loads((ROOT / "docs" / "smollm2-scale.json").read_text("utf-8")))
     assert shown == [row for row in rows if not row[0].endswith(("compressive", "gist-online"))]
 

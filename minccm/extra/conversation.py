@@ -26,7 +26,7 @@ from minccm.io.options import TINY, open_base
 from minccm.io.templates import DIALOGUE, MARKS, TEMPLATES, Template, choose_template
 from minccm.io.tokenizer import Tokenizer
 from minccm.io.untrusted import Field, check_fields, error, printable, read_json
-from minccm.io.weights import fingerprint
+from minccm.io.weights import fingerprint, pair_bytes
 from minccm.methods import Method, get_method
 from minccm.session import Session
 
@@ -173,8 +173,7 @@ class Conversation:
         """What is held, and what full context would hold by now."""
         memory, model = self.session.memory, self.session.model
         held = {"step": memory.step, "slots": len(memory), "bytes": memory.nbytes, "full_slots": self.text_tokens}
-        pair_bytes = model.config.kv_numbers_per_pair * model.embed_tokens.weight.element_size()
-        return held | {"full_bytes": self.text_tokens * pair_bytes, "tokens_per_second": round(self.speed, 1)}
+        return held | {"full_bytes": self.text_tokens * pair_bytes(model), "tokens_per_second": round(self.speed, 1)}
 
     def save(self, path: str | Path) -> None:
         """Writes the memory and the transcript to a file (whole or not at all)."""

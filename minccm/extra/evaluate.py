@@ -25,6 +25,7 @@ from minccm.io.adapters import adapter_fingerprint
 from minccm.io.files import make_folder, write_json, write_whole
 from minccm.io.tokenizer import Tokenizer
 from minccm.io.untrusted import MAX_ERROR, printable
+from minccm.io.weights import pair_bytes
 from minccm.methods import Method, TokenInfo, attention_mask, get_method
 from minccm.model import Transformer
 from minccm.parallel import forward_parallel
@@ -173,11 +174,6 @@ class Evaluator:
         return out
 
 
-def pair_bytes(model: Transformer) -> int:
-    """Bytes of one KV pair, over all layers."""
-    return model.config.kv_numbers_per_pair * model.embed_tokens.weight.element_size()
-
-
 def span(tokenizer: Tokenizer, ids: list[int], part: str) -> tuple[int, int]:
     """Tokens [first, last) of ids that cover the last occurrence of `part` in their text."""
     ends = [len(tokenizer.decode(ids[:count])) for count in range(len(ids) + 1)]  # characters of the first tokens
@@ -315,7 +311,7 @@ def meaning(rows: list[dict]) -> str:
     if not full or last["method"].startswith("full"):
         return text + "."
     text += f"; full context needs {full['kv_pairs']:.0f} pairs for {_number({metric: full[metric]}, metric)}."
-    if last.get("gap_closed", 0) > AHEAD:
+    if last.get("gap_closed", 0) > AHEAD and not last.get("base"):  # a base with step 1 knows this kind of text
         text += "\nThe adapter has learned this kind of text, too. To compare, train step 1 first (--method full)."
     return text
 

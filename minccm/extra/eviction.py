@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minccm.extra.evaluate import Evaluator, Run, memory_pairs, pair_bytes
+from minccm.extra.evaluate import Evaluator, Run, memory_pairs
+from minccm.io.weights import pair_bytes
 from minccm.model import Transformer
 from minccm.sequence import Sequence, build_sequence
 

@@ -199,6 +199,11 @@ def save_model(
     write_json(folder / "config.json", raw)
 
 
+def pair_bytes(model: Transformer) -> int:
+    """Bytes of one KV pair of a model, over all layers."""
+    return model.config.kv_numbers_per_pair * model.embed_tokens.weight.element_size()
+
+
 def fingerprint(model: Transformer) -> str:
     """Identifies a base model: a hash of its shape and of all norm weights.
 
