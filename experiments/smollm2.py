@@ -2,10 +2,12 @@
 
     python -m experiments.smalltalk --model smollm2 --out data/smollm2/small_talk.jsonl.gz
     python -m experiments.smollm2 --out runs/smollm2 --ship data/smollm2
+    torchrun --nproc-per-node 2 -m experiments.smollm2 --out runs/smollm2 --stages ccm-merge     # on two GPUs
 
 Training data: chats of hand-written episodes (data/episodes.py) and of data/everyday.py, and dialogues of
-data/dialog.py. A step fills one row of a fixed number of tokens, so the whole step is one CUDA graph. Chats grow longer
-during a stage. The memory of ccm-merge is first split among places that take turns (minccm/extra/curriculum.py).
+data/dialog.py. A step fills one row of a fixed number of tokens on each GPU, so the whole step is one CUDA graph. Chats
+grow longer during a stage. The memory of ccm-merge is first split among places that take turns
+(minccm/extra/curriculum.py).
 """
 
 import math
@@ -24,9 +26,10 @@ from data.encode import encoder
 from experiments.common import free_memory
 from minccm.extra.curriculum import take_turns
 from minccm.extra.evaluate import Evaluator, Run
+from minccm.fast import distributed
 from minccm.fast.step import FastStep, parse_fast
 from minccm.io import options as cli
-from minccm.io.adapters import keep_step1, load_adapter, save_adapter
+from minccm.io.adapters import keep_step1, load_adapter, read_ours, save_adapter
 from minccm.io.files import make_folder, write_json, write_tensors
 from minccm.io.options import name, open_base, real, whole
 from minccm.io.templates import choose_template
@@ -35,8 +38,10 @@ from minccm.methods import Method, get_method
 from minccm.sequence import EncodedSample, build_sequence
 
 WARMUP = 0.03
-LONGEST = 26  # exchanges of a chat
-MOST = 64  # samples of a step
+LENGTHS = (1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7, 8, 8, 9, 9, 10, 11, 12, 13, 15, 17, 20, 23, 26)  # exchanges of a chat
+REPLIES = 0.25  # loss weight of replies in a chat; answers to the questions after it have 1
+MOST = 64  # samples of a row
+MOST_COMPLETIONS, LONGEST_COMPLETION = 2, 20  # of a chat; words
 
 
 @dataclass(frozen=True)
@@ -52,11 +57,13 @@ class Stage:
     after: str = ""  # the adapter that this one continues, or the step-1 adapter
     distill: float = 0.0
     first_limit: int = 4  # exchanges of a chat at the beginning
-    places: int = 0  # of the merge curriculum
+    places: int = 0  # of the merge curriculum,
+    turns: float = 0.15  # the share of the training in which they take turns,
+    fading: float = 0.6  # and the share in which the turns fade
 
 
 STAGES = [
-    Stage("step1", "full", 0, 48, 7e-4, 4680, first_limit=LONGEST),
+    Stage("step1", "full", 0, 48, 7e-4, 4680, first_limit=max(LENGTHS)),
     Stage("ccm-concat", "ccm-concat", 4, 48, 1e-3, 15480, "step1", 1.0, 3),
     Stage("ccm-merge", "ccm-merge", 16, 48, 1e-3, 13800, "step1", 0.5, 6, places=8),
 ]
@@ -96,10 +103,11 @@ class Steps(Dataset):
     def sequences(self, step: int) -> list:
         """Samples until the row is full, MOST at most."""
         progress = step / max(1, self.stage.steps)
-        limit = self.stage.first_limit + (LONGEST - self.stage.first_limit) * min(1.0, progress / 0.5) ** 2
+        limit = self.stage.first_limit + (max(LENGTHS) - self.stage.first_limit) * min(1.0, progress / 0.5) ** 2
         found, tokens = [], 0
         for number in range(MOST):
-            one = self.sequence(step * MOST + number, round(limit))
+            index = (step * distributed.WORLD_SIZE + distributed.RANK) * MOST + number
+            one = self.sequence(index, round(limit))
             if tokens + len(one) >= self.options.tokens:
                 if found:
                     break
@@ -114,23 +122,42 @@ class Steps(Dataset):
         index += (zlib.crc32(stage.name.encode()) % 1000) * 10**7
         module = rng.choices([episodes, everyday, dialog], self.options.shares)[0]
         if module is not dialog:
-            sample = module.sample_at("train", index, min(limit, rng.choice(everyday.EXCHANGES)), self.options.seed)
-            encoded = self.with_questions(sample, rng.randint(4, 12))
+            sample = module.sample_at("train", index, min(limit, rng.choice(LENGTHS)), self.options.seed)
+            encoded = self.with_questions(sample, rng.randint(8, 12), rng)
         else:
             t = min(2 * limit, rng.choice([1, 1, 2, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 15, 17, 20]))
             sample = dialog.sample_at("train", index, t, self.options.seed)
             encoded = self.encode(sample, True, 8)
         vocab_size, lengths = self.config.vocab_size, encoded.answer_lengths
-        return build_sequence(self.method, stage.n, vocab_size, encoded.contexts, encoded.questions, lengths)
+        sequence = build_sequence(self.method, stage.n, vocab_size, encoded.contexts, encoded.questions, lengths)
+        if module is not dialog:  # there, replies are answers, too
+            sequence.loss_weights[sequence.info.question == 0] *= REPLIES
+        return sequence
 
-    def with_questions(self, sample: dict, questions: int) -> EncodedSample:
+    def with_questions(self, sample: dict, questions: int, rng: random.Random) -> EncodedSample:
         """A chat with further questions."""
         encoded = self.encode(sample)
-        for user, reply in sample["questions"][:questions]:
+        for user, reply in sample["questions"][:questions] + completions(sample["messages"], rng):
             prompt = self.template.encode_exchange(self.tokenizer, user, first=not encoded.contexts)
             ids = sum((segment.ids for segment in prompt), [])
             encoded.questions.append((ids, self.template.encode_reply(self.tokenizer, reply)))
         return encoded
+
+
+def completions(messages: list[dict], rng: random.Random) -> list[tuple[str, str]]:
+    """At most MOST_COMPLETIONS questions of how a message of the user goes on. The answer is the message's own words.
+
+    Every word of a message can be asked for, so a memory has to keep them all.
+    """
+    texts = [message["content"] for message in messages[:-2:2]]
+    found = []
+    for text in rng.sample(texts, min(len(texts), rng.randint(0, MOST_COMPLETIONS))):
+        words = text.split()
+        start = " ".join(words[: rng.randint(3, max(3, len(words) - 2))])
+        if len(words) >= 6 and sum(other.count(start) for other in texts) == 1:
+            rest = text.removeprefix(start).split()[:LONGEST_COMPLETION]
+            found.append((f'What did I say after "{start}"?', " ".join(rest)))
+    return found
 
 
 def power(count: int) -> int:
@@ -151,12 +178,21 @@ def fix_shapes(packing, steps: Steps, tokens: int) -> None:
     packing.max_tokens = packing.pad_multiple = tokens
     merges = bool(steps.method.merge_rate)
     packing.min_sizes = power(int(1.1 * comp)), power(int(1.08 * loss)), MOST, 32 * merges, 1 * merges
-    print(f"comp {comp}, loss {loss}, samples {samples}, steps {most}: sizes {packing.min_sizes}", flush=True)
+    if distributed.IS_MAIN:
+        print(f"comp {comp}, loss {loss}, samples {samples}, steps {most}: sizes {packing.min_sizes}", flush=True)
+
+
+def load_step1(model, folder: Path) -> None:
+    """Adds a step-1 adapter to the model, to train it further."""
+    model.add_adapter(0, (info := read_ours(folder, model).info)["r"], info["alpha"], 0.0)
+    for key, value in load_file(folder / "adapter.safetensors").items():
+        model.adapter_state()[key].data.copy_(value)
 
 
 def train(stage: Stage, options, device, dtype, seconds: float) -> None:
     """Trains one adapter, and writes it."""
     began = time.perf_counter()
+    distributed.choose_device()
     out, folder = Path(options.out), make_folder(Path(options.out) / stage.name)
     method = get_method(stage.method)
     if stage.method == "full":
@@ -168,8 +204,11 @@ def train(stage: Stage, options, device, dtype, seconds: float) -> None:
         load_adapter(model, after)
         keep_step1(str(after), None, folder)
     elif after:
-        load_adapter(model, after)
-        keep_step1(None, str(after), folder)
+        if stage.method == "full":  # load_adapter would merge it into the base
+            load_step1(model, after)
+        else:
+            load_adapter(model, after)
+            keep_step1(None, str(after), folder)
         model.widen_adapter(stage.n, stage.r)
         if stage.places:  # every place begins as the tokens that the shorter memory was trained with
             own = stage.n // stage.places
@@ -191,8 +230,13 @@ def train(stage: Stage, options, device, dtype, seconds: float) -> None:
     fix_shapes(step_function.batches, steps, options.tokens)
     on_gpu = device.type == "cuda"
     optimizer = torch.optim.AdamW(trained.values(), stage.lr, (0.9, 0.95), weight_decay=0.0, fused=on_gpu)
-    loader = DataLoader(steps, None, num_workers=14 if on_gpu else 0, prefetch_factor=4 if on_gpu else None)
+    loader = DataLoader(steps, None, num_workers=14 * on_gpu, prefetch_factor=4 if on_gpu else None)
     turns = take_turns(method, stage.n, stage.places) if stage.places else None
+    if distributed.WORLD_SIZE > 1:  # the graph has to be captured before the processes join
+        for _ in range(3):
+            step_function.backward(steps[0], 1.0, turns and [(0.5, method), (0.5, turns)])
+        optimizer.zero_grad(set_to_none=True)
+        distributed.start()
     started, mean = time.perf_counter(), 0.0
 
     def write(folder: Path, step: int) -> None:
@@ -206,18 +250,18 @@ def train(stage: Stage, options, device, dtype, seconds: float) -> None:
 
     for step, batches in enumerate(loader):
         now = time.perf_counter() - started
-        progress = max(step / stage.steps, now / seconds)
+        progress = distributed.all_reduce(max(step / stage.steps, now / seconds), "MAX")
         if progress >= 1:
             break
         rate = min(1.0, progress / WARMUP + 0.01) * (0.05 + 0.95 * (1 + math.cos(math.pi * progress)) / 2)
         for group in optimizer.param_groups:
             group["lr"] = stage.lr * rate
-        total = sum(float(batch.loss_weights.sum()) for batch in batches)
+        total = distributed.all_reduce(sum(float(batch.loss_weights.sum()) for batch in batches))
         mixture = None
         if turns:
-            share = max(0.0, min(1.0, 1 - (progress - 0.15) / 0.6)) ** 2
+            share = max(0.0, min(1.0, 1 - (progress - stage.turns) / stage.fading)) ** 2
             mixture = [(1 - share, method), (share, turns)]
-        loss = step_function.backward(batches, total, mixture)
+        loss = distributed.sum_gradients(list(trained.values()), step_function.backward(batches, total, mixture))
         norm = torch.nn.utils.clip_grad_norm_(trained.values(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -225,15 +269,18 @@ def train(stage: Stage, options, device, dtype, seconds: float) -> None:
             mean = float(loss) if not mean else 0.8 * mean + 0.2 * float(loss)
             if not math.isfinite(float(norm)):
                 raise ValueError(f"the gradient is {float(norm)} at step {step}")
-        if step % 100 == 0 or step < 5:
+        if (step % 100 == 0 or step < 5) and distributed.IS_MAIN:
             count = sum(batch.token_count for batch in batches)
             print(
                 f"{stage.name} step {step} loss {mean:.3f} norm {float(norm):.2f} {now:.0f} s, row {count}", flush=True
             )
-        if step % 500 == 499:
+        if step % 500 == 499 and distributed.IS_MAIN:
             write(folder, step)
     else:
         step = stage.steps
+    distributed.stop()
+    if not distributed.IS_MAIN:
+        return
     write(folder, step)
     print(f"{stage.name}: {step} steps in {now:.0f} s; all {time.perf_counter() - began:.0f} s", flush=True)
     del step_function, optimizer, loader
@@ -270,6 +317,8 @@ def main() -> None:
     options = arguments()
     device, dtype = cli.device_and_dtype(options)
     wanted = options.stages.split(",")
+    if distributed.WORLD_SIZE > 1 and (len(wanted) > 1 or options.ship):
+        raise ValueError("with torchrun, train one of the --stages at a time, without --ship")
     seconds = [float(part) for part in options.seconds.split(",") if part]
     changes = dict(part.split("=") for part in options.set.split(",") if part)
     for i, wanted_name in enumerate(wanted):

@@ -11,6 +11,7 @@ import data
 from data import episodes, everyday
 from data.chats import check_chat
 from experiments import abilities
+from experiments.smollm2 import MOST_COMPLETIONS, completions
 
 CHATS = [episodes.sample("train", index) for index in range(400)]
 NATURAL = [json.loads(line) for line in (Path(__file__).parent / "natural.jsonl").read_text("utf-8").splitlines()]
@@ -177,3 +178,18 @@ def test_the_natural_test_set_is_not_in_the_training_data():
     for talk in NATURAL:
         for turn in talk["turns"]:
             assert not any(" ".join(run) in everything for run in runs(turn, 8)), turn
+
+
+def test_completions():
+    """SmolLM2 also learns how a message goes on: the quotation is in one message, and the answer follows it."""
+    asked = 0
+    for index, chat in enumerate(CHATS):
+        said = [message["content"] for message in chat["messages"][:-2:2]]
+        found = completions(chat["messages"], random.Random(index))
+        assert len(found) <= MOST_COMPLETIONS
+        for question, answer in found:
+            quoted = re.fullmatch(r'What did I say after "(.*)"\?', question)[1]
+            (message,) = [text for text in said if quoted in text]
+            assert message.startswith(f"{quoted} {answer}")
+        asked += len(found)
+    assert asked > len(CHATS) / 2

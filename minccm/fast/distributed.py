@@ -18,12 +18,22 @@ RANK, WORLD_SIZE = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZ
 IS_MAIN = RANK == 0  # rank 0 writes files and prints
 
 
+def choose_device() -> None:
+    """Makes "cuda" this process's own GPU."""
+    if WORLD_SIZE > 1 and torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+
+
 def start() -> None:
     """Joins the other processes, if there are any. Each process's "cuda" is then its own GPU."""
+    choose_device()
     if WORLD_SIZE > 1 and not dist.is_initialized():
-        if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+
+
+def joined() -> bool:
+    """Has this process joined others?"""
+    return dist.is_initialized()
 
 
 def stop() -> None:
@@ -50,8 +60,8 @@ def sum_gradients(parameters: list[Tensor], loss: Tensor) -> Tensor:
         p.grad = torch.zeros_like(p) if p.grad is None else p.grad
     message = torch.cat([p.grad.flatten() for p in parameters] + [loss.float().reshape(1)])
     dist.all_reduce(message)
-    for p, part in zip(parameters, message[:-1].split([p.numel() for p in parameters])):
-        p.grad.copy_(part.view_as(p))
+    parts = message[:-1].split([p.numel() for p in parameters])
+    torch._foreach_copy_([p.grad for p in parameters], [part.view_as(p) for p, part in zip(parameters, parts)])
     return message[-1]
 
 

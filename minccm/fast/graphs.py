@@ -12,6 +12,8 @@ from dataclasses import is_dataclass
 import torch
 from torch import Tensor
 
+from minccm.fast import distributed
+
 
 def capture(work: Callable[[], None], then: Callable[[], None] = lambda: None, pool=None) -> torch.cuda.CUDAGraph:
     """Returns the graph of work() and then(). Before the capture, work() runs twice, to compile and to allocate.
@@ -25,7 +27,9 @@ def capture(work: Callable[[], None], then: Callable[[], None] = lambda: None, p
             work()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool):
+    # NCCL watches its work from a thread of its own, which must not count as a part of the capture
+    mode = "thread_local" if distributed.joined() else "global"
+    with torch.cuda.graph(graph, pool=pool, capture_error_mode=mode):
         work()
         then()
     return graph

@@ -114,7 +114,7 @@ class FastStep:
         self.device = device = model.embed_tokens.weight.device
         frozen = not model.embed_tokens.weight.requires_grad
         replay = options.replay and options.pack and frozen and device.type == "cuda"
-        replay &= not (options.checkpoint or method.learned) and distributed.WORLD_SIZE == 1
+        replay &= not (options.checkpoint or method.learned or distributed.joined())
         # FlexAttention is compiled for each shape, which pays if there is one shape, or if all else is compiled, too
         pack = options.pack and (replay or options.compile or not (options.replay and device.type == "cuda"))
         # a graph has one shape; with fsdp, all processes need as many passes
