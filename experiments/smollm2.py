@@ -58,8 +58,8 @@ class Stage:
     distill: float = 0.0
     first_limit: int = 4  # exchanges of a chat at the beginning
     places: int = 0  # of the merge curriculum,
-    turns: float = 0.15  # the share of the training in which they take turns,
-    fading: float = 0.6  # and the share in which the turns fade
+    turns: float = 0.15  # they take turns during this share of the training,
+    fading: float = 0.6  # and the turns fade during this one
 
 
 STAGES = [
@@ -147,7 +147,7 @@ class Steps(Dataset):
 def completions(messages: list[dict], rng: random.Random) -> list[tuple[str, str]]:
     """At most MOST_COMPLETIONS questions of how a message of the user goes on. The answer is the message's own words.
 
-    Every word of a message can be asked for, so a memory has to keep them all.
+    They ask for any word of a message, so a memory has to keep them all.
     """
     texts = [message["content"] for message in messages[:-2:2]]
     found = []
