@@ -488,7 +488,7 @@ def thing(rng: random.Random, agent: Agent) -> tuple[str, list[Question]]:
                 asked.append((f"Whose {noun} {state}?", brief, bare(to_bot(mine))))
     if lines[0].startswith("it "):
         lines[0] = lines[0].replace("it ", f"the {noun} ", 1)
-    kept, seen = [], set()  # of two values for one question, neither is asked for
+    kept, seen = [], set()  # where one question has two values, both are left out
     for question in asked:
         if sum(other[0].split()[:3] == question[0].split()[:3] for other in asked) == 1 and question[0] not in seen:
             kept.append(question)

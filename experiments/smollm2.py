@@ -29,7 +29,7 @@ from minccm.extra.evaluate import Evaluator, Run
 from minccm.fast import distributed
 from minccm.fast.step import FastStep, parse_fast
 from minccm.io import options as cli
-from minccm.io.adapters import keep_step1, load_adapter, read_ours, save_adapter
+from minccm.io.adapters import keep_step1, load_adapter, save_adapter
 from minccm.io.files import make_folder, write_json, write_tensors
 from minccm.io.options import name, open_base, real, whole
 from minccm.io.templates import choose_template
@@ -182,13 +182,6 @@ def fix_shapes(packing, steps: Steps, tokens: int) -> None:
         print(f"comp {comp}, loss {loss}, samples {samples}, steps {most}: sizes {packing.min_sizes}", flush=True)
 
 
-def load_step1(model, folder: Path) -> None:
-    """Adds a step-1 adapter to the model, to train it further."""
-    model.add_adapter(0, (info := read_ours(folder, model).info)["r"], info["alpha"], 0.0)
-    for key, value in load_file(folder / "adapter.safetensors").items():
-        model.adapter_state()[key].data.copy_(value)
-
-
 def train(stage: Stage, options, device, dtype, seconds: float) -> None:
     """Trains one adapter, and writes it."""
     began = time.perf_counter()
@@ -204,11 +197,8 @@ def train(stage: Stage, options, device, dtype, seconds: float) -> None:
         load_adapter(model, after)
         keep_step1(str(after), None, folder)
     elif after:
-        if stage.method == "full":  # load_adapter would merge it into the base
-            load_step1(model, after)
-        else:
-            load_adapter(model, after)
-            keep_step1(None, str(after), folder)
+        load_adapter(model, after, merge_step1=False)
+        keep_step1(None, str(after), folder)
         model.widen_adapter(stage.n, stage.r)
         if stage.places:  # every place begins as the tokens that the shorter memory was trained with
             own = stage.n // stage.places
@@ -230,11 +220,12 @@ def train(stage: Stage, options, device, dtype, seconds: float) -> None:
     fix_shapes(step_function.batches, steps, options.tokens)
     on_gpu = device.type == "cuda"
     optimizer = torch.optim.AdamW(trained.values(), stage.lr, (0.9, 0.95), weight_decay=0.0, fused=on_gpu)
-    loader = DataLoader(steps, None, num_workers=14 * on_gpu, prefetch_factor=4 if on_gpu else None)
+    loader = DataLoader(steps, None, num_workers=14 if on_gpu else 0, prefetch_factor=4 if on_gpu else None)
     turns = take_turns(method, stage.n, stage.places) if stage.places else None
     if distributed.WORLD_SIZE > 1:  # the graph has to be captured before the processes join
+        batches = steps[0]
         for _ in range(3):
-            step_function.backward(steps[0], 1.0, turns and [(0.5, method), (0.5, turns)])
+            step_function.backward(batches, 1.0, turns and [(0.5, method), (0.5, turns)])
         optimizer.zero_grad(set_to_none=True)
         distributed.start()
     started, mean = time.perf_counter(), 0.0

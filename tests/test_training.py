@@ -285,6 +285,21 @@ def test_step_one_trains_plain_lora(trained, micro):
     assert losses(step1)[-1] < losses(step1)[0] - 0.3
 
 
+def test_step_one_stays_an_adapter(trained, micro):
+    """merge_step1=False: A and B stay trainable on an unchanged base, and compute what the merged base computes."""
+    step1 = trained("step1", "--method", "full", "--lr", 1e-2)
+    bare, merged, kept = load_model(micro), load_model(micro), load_model(micro)
+    load_adapter(merged, step1)
+    load_adapter(kept, step1, merge_step1=False)
+    assert getattr(kept, "step1", None) is None and merged.adapter_state() == {}
+    for key, value in weights(step1).items():
+        assert torch.equal(kept.adapter_state()[key], value)
+    q_proj = lambda model: model.layers[0].self_attn.q_proj
+    assert torch.equal(q_proj(kept).weight, q_proj(bare).weight)
+    x = torch.randn(1, 3, bare.config.dim)
+    torch.testing.assert_close(q_proj(kept)(x, torch.ones(1, 3, dtype=torch.bool)), q_proj(merged)(x))
+
+
 def test_a_used_folder(trained, micro):
     """A training leaves nothing of an earlier one in its folder: no step-1 adapter that it does not stand on."""
     step1 = trained("step1", "--method", "full")

@@ -24,21 +24,21 @@ def choose_device() -> None:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
 
 
-def start() -> None:
-    """Joins the other processes, if there are any. Each process's "cuda" is then its own GPU."""
-    choose_device()
-    if WORLD_SIZE > 1 and not dist.is_initialized():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
-
-
 def joined() -> bool:
     """Has this process joined others?"""
     return dist.is_initialized()
 
 
+def start() -> None:
+    """Joins the other processes, if there are any. Each process's "cuda" is then its own GPU."""
+    choose_device()
+    if WORLD_SIZE > 1 and not joined():
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+
+
 def stop() -> None:
     """Leaves the other processes."""
-    if dist.is_initialized():
+    if joined():
         dist.destroy_process_group()
 
 

@@ -84,10 +84,12 @@ def load_adapter(
     method: Method | str | None = None,
     n: int | None = None,
     sink: bool | None = None,
+    merge_step1: bool = True,
 ) -> tuple[Method, int]:
     """Adds an adapter, ours or the authors', to a base model. Returns its method and n.
 
     An adapter of the paper's step 1 (method full) is merged into the base model; model.step1 is then its folder.
+    Without merge_step1, `folder` itself stays an adapter, which can be trained further.
     method, n, sink: the values that the adapter must have, or those of an authors' adapter whose folder's name lacks
     them. A method from a file must be given as a Method: nothing that an adapter names is imported. Raises ValueError,
     in one line, if the files are missing or broken or fit another base or method; the model is then unchanged.
@@ -100,9 +102,10 @@ def load_adapter(
         loaded.insert(0, _load(model, below, "full", None, None))
     if step1 and (len(loaded) > 1 or loaded[0].method.name == "full"):
         raise error(folder, f"{step1} is a part of the base model already: leave --init out")
-    _check_merging(model, [adapter for adapter in loaded if adapter.method.name == "full"])
-    for adapter in loaded:
-        _apply(model, adapter)
+    merged = len(loaded) - 1 + (merge_step1 and loaded[-1].method.name == "full")  # so many, from the first on
+    _check_merging(model, loaded[:merged])
+    for i, adapter in enumerate(loaded):
+        _apply(model, adapter, merge=i < merged)
     return loaded[-1].method, loaded[-1].info["n"]
 
 
@@ -170,13 +173,13 @@ def _check_merging(model: Transformer, adapters: list[Loaded]) -> None:
                 raise error(adapter.folder, f"{name} with the adapter merged in is not finite in {weight.dtype}")
 
 
-def _apply(model: Transformer, adapter: Loaded) -> None:
-    """Adds a checked adapter to a model, or merges it into the base if it is a step-1 adapter."""
+def _apply(model: Transformer, adapter: Loaded, merge: bool) -> None:
+    """Adds a checked adapter to a model, and merges it into the base if asked."""
     info = adapter.info
     model.add_adapter(info["n"], info["r"], info["alpha"], dropout=0.0, learned=adapter.method.learned)
     for name, place in model.adapter_state().items():
         place.data.copy_(adapter.values[name])
-    if adapter.method.name == "full":
+    if merge:
         for projection in model.projections():
             projection.merge_lora()
         model.step1 = str(adapter.folder)
