@@ -16,13 +16,13 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-from experiments.common import adapter_folders, add_adapters
+from experiments.common import Adapted, add_adapters, open_adapters
+from minccm.extra.evaluate import step1_name
 from minccm.extra.tables import new_table, print_table
 from minccm.fast.conversations import Conversations
 from minccm.io import options as cli
-from minccm.io.adapters import load_adapter
 from minccm.io.files import write_json
-from minccm.io.options import name, open_base, whole
+from minccm.io.options import name, whole
 from minccm.io.templates import Template, choose_template
 from minccm.io.tokenizer import Tokenizer
 from minccm.io.untrusted import Field, check_fields, parse_json, read_lines
@@ -174,24 +174,22 @@ def main() -> None:
     found = episodes(Path(options.test_set), options.small_talk, options.count, options.seed)
     template = choose_template(options.model, options.template)
     batch = options.batch or (512 if device.type == "cuda" else 32)
-    folders = adapter_folders(options)
-    rows, step1_done = [], set()
+    rows, bases = [], set()
 
-    def add(model, method: Method, n: int, tokenizer, label: str) -> None:
-        rows.append(measure(Talks(model, method, n, tokenizer, template, options), found, label, batch))
+    def add(adapted: Adapted, method: Method, label: str) -> None:
+        n = adapted.n if method.comp_after else 0
+        talks = Talks(adapted.model, method, n, adapted.tokenizer, template, options)
+        rows.append(measure(talks, found, label, batch))
 
-    for folder in folders:
-        if (folder / "init").is_dir() and not step1_done:
-            model, tokenizer = open_base(options.model, folder / "init", device, dtype)
-            add(model, get_method("full"), 0, tokenizer, "full, step 1")
-            step1_done.add(folder)
-        model, tokenizer = open_base(options.model, options.init, device, dtype)
-        method, n = load_adapter(model, folder)
-        if method.name == "full":
-            add(model, get_method("full"), 0, tokenizer, "full, step 1")
-            step1_done.add(folder)
-        else:
-            add(model, method, n, tokenizer, folder.name)
+    for adapted in open_adapters(options, device, dtype):
+        base = step1_name(adapted.folder)
+        if adapted.method.name == "full":
+            add(adapted, adapted.method, "full, step 1")
+            continue
+        if base and base not in bases:  # LoRA acts on COMP tokens only, and here are none: this is the base with step 1
+            add(adapted, get_method("full"), "full, step 1")
+        bases.add(base)
+        add(adapted, adapted.method, adapted.label)
     lines = f", {options.small_talk} lines of small talk before each" if options.small_talk else ""
     spans = [key for key in rows[0] if re.fullmatch(r"\d+-\d+", key)]
     title = f"{rows[0]['questions']} questions answered right{lines}, by the turns since it was told"

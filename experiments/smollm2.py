@@ -41,7 +41,7 @@ WARMUP = 0.03
 LENGTHS = (1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7, 8, 8, 9, 9, 10, 11, 12, 13, 15, 17, 20, 23, 26)  # exchanges of a chat
 REPLIES = 0.25  # loss weight of replies in a chat; answers to the questions after it have 1
 MOST = 64  # samples of a row
-MOST_COMPLETIONS, LONGEST_COMPLETION = 2, 20  # of a chat; words
+LONGEST_COMPLETION = 20  # words
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,7 @@ class Stage:
     places: int = 0  # of the merge curriculum,
     turns: float = 0.15  # they take turns during this share of the training,
     fading: float = 0.6  # and the turns fade during this one
+    completions: int = 2  # questions of a chat that ask for a message's own words, at most
 
 
 STAGES = [
@@ -137,21 +138,22 @@ class Steps(Dataset):
     def with_questions(self, sample: dict, questions: int, rng: random.Random) -> EncodedSample:
         """A chat with further questions."""
         encoded = self.encode(sample)
-        for user, reply in sample["questions"][:questions] + completions(sample["messages"], rng):
+        asked = sample["questions"][:questions]
+        for user, reply in asked + completions(sample["messages"], self.stage.completions, rng):
             prompt = self.template.encode_exchange(self.tokenizer, user, first=not encoded.contexts)
             ids = sum((segment.ids for segment in prompt), [])
             encoded.questions.append((ids, self.template.encode_reply(self.tokenizer, reply)))
         return encoded
 
 
-def completions(messages: list[dict], rng: random.Random) -> list[tuple[str, str]]:
-    """At most MOST_COMPLETIONS questions of how a message of the user goes on. The answer is the message's own words.
+def completions(messages: list[dict], most: int, rng: random.Random) -> list[tuple[str, str]]:
+    """At most `most` questions of how a message of the user goes on. The answer is the message's own words.
 
     They ask for any word of a message, so a memory has to keep them all.
     """
     texts = [message["content"] for message in messages[:-2:2]]
     found = []
-    for text in rng.sample(texts, min(len(texts), rng.randint(0, MOST_COMPLETIONS))):
+    for text in rng.sample(texts, min(len(texts), rng.randint(0, most))):
         words = text.split()
         start = " ".join(words[: rng.randint(3, max(3, len(words) - 2))])
         if len(words) >= 6 and sum(other.count(start) for other in texts) == 1:

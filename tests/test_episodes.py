@@ -11,7 +11,7 @@ import data
 from data import episodes, everyday
 from data.chats import check_chat
 from experiments import abilities
-from experiments.smollm2 import MOST_COMPLETIONS, completions
+from experiments.smollm2 import completions
 
 CHATS = [episodes.sample("train", index) for index in range(400)]
 NATURAL = [json.loads(line) for line in (Path(__file__).parent / "natural.jsonl").read_text("utf-8").splitlines()]
@@ -185,8 +185,8 @@ def test_completions():
     asked = 0
     for index, chat in enumerate(CHATS):
         said = [message["content"] for message in chat["messages"][:-2:2]]
-        found = completions(chat["messages"], random.Random(index))
-        assert len(found) <= MOST_COMPLETIONS
+        found = completions(chat["messages"], 2, random.Random(index))
+        assert len(found) <= 2
         for question, answer in found:
             quoted = re.fullmatch(r'What did I say after "(.*)"\?', question)[1]
             (message,) = [text for text in said if quoted in text]

@@ -13,7 +13,8 @@ from data.encode import encoder
 from experiments import pretrain, stability, talks
 from experiments.__main__ import HELPERS
 from minccm.io import options as cli
-from minccm.io.adapters import load_adapter
+from minccm.io.adapters import load_adapter, save_adapter
+from minccm.io.options import load_method
 from minccm.io.templates import DIALOGUE, TEMPLATES
 from minccm.io.tokenizer import Tokenizer
 from minccm.io.weights import load_model
@@ -236,6 +237,19 @@ def test_weights(call, tmp_path, tiny):
     assert torch.equal(written.layers[0].mlp.up_proj.weight, made.layers[0].mlp.up_proj.weight)
     out = call("weights", "--adapter", tiny / "ccm-concat", "--out", tmp_path / "theirs")
     assert (tmp_path / "theirs" / "tiny-online-concat_recur-ntok2" / "pytorch_model.bin").is_file(), out
+
+
+def test_natural_with_a_method_from_a_file(call, tiny, tmp_path):
+    """Own methods can be asked the natural questions, too: here with 2 of the 16 slots that carousel can hold."""
+    model, method = load_model(tiny), load_method(str(ROOT / "examples" / "carousel.py"))
+    model.add_adapter(2, r=2)
+    save_adapter(tmp_path / "mine", model, method, 2)
+    small = ["--model", tiny, "--adapter", tmp_path / "mine", "--count", 1, "--max-tokens", 2]
+    with pytest.raises(ValueError, match="give it with --method FILE.py"):
+        call("natural", *small)
+    call("natural", *small, "--method", ROOT / "examples" / "carousel.py", "--json", tmp_path / "rows.json")
+    (row,) = json.loads((tmp_path / "rows.json").read_text())
+    assert (row["method"], row["n"], row["questions"], row["pairs"]) == ("mine: carousel", 2, 4, 16)
 
 
 @pytest.mark.parametrize(

@@ -315,13 +315,10 @@ def equal_memory_table(rows: list[dict], dataset: str = "dialog", metric: str = 
     """Recall (or accuracy) by time step: of the adapters, and of each cache with the pairs of one of them."""
     rows = [row for row in rows if row["data"] == dataset]
     found, adapters = {}, {row["like"]: row["n"] for row in rows if row["like"] == row["method"]}
-    owner = {row["base"]: row["like"] for row in reversed(rows) if row["like"]}  # the first adapter with a step 1
-    for method, like, base in {(row["method"], row["like"], row["base"]): None for row in rows}:
-        line = [row for row in rows if (row["method"], row["like"], row["base"]) == (method, like, base)]
+    for method, like in {(row["method"], row["like"]): None for row in rows}:
+        line = [row for row in rows if (row["method"], row["like"]) == (method, like)]
         if like:
             label = f"{method}, n = {adapters[like]}" if method == like else f"{method}, the pairs of {like}"
-        elif base != rows[0]["base"]:
-            label = f"{method} with the step 1 of {owner[base]}"
         else:
             label = "full, step 1" if method == "full" else method
         last = f"{line[-1]['kv_pairs']:.0f}", f"{line[-1]['kv_bytes'] / 1024:,.0f}"
