@@ -1,4 +1,4 @@
-"""Train adapters for SmolLM2: step 1, then ccm-concat and ccm-merge on top of it.
+"""Train adapters for SmolLM2: step 1, then ccm-concat on top of it, then ccm-merge, which continues from ccm-concat.
 
     python -m experiments.smalltalk --model smollm2 --out data/smollm2/small_talk.jsonl.gz
     python -m experiments.smollm2 --out runs/smollm2 --ship data/smollm2
@@ -58,15 +58,15 @@ class Stage:
     distill: float = 0.0
     first_limit: int = 4  # exchanges of a chat at the beginning
     places: int = 0  # of the merge curriculum,
-    turns: float = 0.15  # they take turns during this share of the training,
-    fading: float = 0.6  # and the turns fade during this one
+    turns: float = 0.1  # they take turns during this share of the training,
+    fading: float = 0.5  # and the turns fade during this one
     completions: int = 2  # questions of a chat that ask for a message's own words, at most
 
 
 STAGES = [
-    Stage("step1", "full", 0, 48, 7e-4, 4680, first_limit=max(LENGTHS)),
-    Stage("ccm-concat", "ccm-concat", 4, 48, 1e-3, 15480, "step1", 1.0, 3),
-    Stage("ccm-merge", "ccm-merge", 16, 48, 1e-3, 13800, "step1", 0.5, 6, places=8),
+    Stage("step1", "full", 0, 64, 7e-4, 4680, first_limit=max(LENGTHS)),
+    Stage("ccm-concat", "ccm-concat", 4, 64, 1e-3, 15480, "step1", 1.0, 3),
+    Stage("ccm-merge", "ccm-merge", 16, 64, 1e-3, 13800, "ccm-concat", 1.0, 6, places=4, completions=1),
 ]
 
 

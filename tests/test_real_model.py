@@ -117,18 +117,18 @@ def test_scale(call, tmp_path):
 
 
 def test_adapters_for_chat(call, tmp_path, tiny):
-    """Step 1, an adapter on top of it, and both in bf16 in the folder that ships: the adapter brings its step 1."""
-    sizes = ["--tokens", 1536, "--scale", 1e-4, "--samples", 0, "--device", "cpu", "--fast", "off"]
-    wanted = ["--model", tiny, "--out", tmp_path / "out", "--ship", tmp_path / "ship", "--stages", "step1,ccm-concat"]
-    status, printed = call(smollm2, *wanted, *sizes)
-    assert status == 0 and "step1: 2 steps" in printed and "ccm-concat: 2 steps" in printed, printed
-    folder = tmp_path / "ship" / "ccm-concat"
-    files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.safetensors"))
-    assert files == ["adapter.safetensors", "init/adapter.safetensors"]
-    assert {x.dtype for file in files for x in load_file(folder / file).values()} == {torch.bfloat16}
-    model, _ = open_base(str(tiny), None, torch.device("cpu"), torch.float32)
-    method, n = load_adapter(model, folder)
-    assert (method.name, n) == ("ccm-concat", 4)
+    """Step 1, ccm-concat on top of it, ccm-merge from ccm-concat; in bf16 in the folder that ships, each with step 1."""
+    sizes = ["--tokens", 768, "--scale", 1e-4, "--samples", 0, "--device", "cpu", "--fast", "off"]
+    status, printed = call(smollm2, "--model", tiny, "--out", tmp_path / "out", "--ship", tmp_path / "ship", *sizes)
+    assert status == 0 and "step1: 2 steps" in printed and "ccm-merge: 2 steps" in printed, printed
+    for name, tokens in (("ccm-concat", 4), ("ccm-merge", 16)):
+        folder = tmp_path / "ship" / name
+        files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.safetensors"))
+        assert files == ["adapter.safetensors", "init/adapter.safetensors"]
+        assert {x.dtype for file in files for x in load_file(folder / file).values()} == {torch.bfloat16}
+        model, _ = open_base(str(tiny), None, torch.device("cpu"), torch.float32)
+        method, n = load_adapter(model, folder)
+        assert (method.name, n) == (name, tokens)
 
 
 def test_domains(call, tmp_path, tiny, monkeypatch):
