@@ -117,7 +117,7 @@ def test_scale(call, tmp_path):
 
 
 def test_adapters_for_chat(call, tmp_path, tiny):
-    """Step 1, ccm-concat on top of it, ccm-merge from ccm-concat; in bf16 in the folder that ships, each with step 1."""
+    """Step 1, ccm-concat on top of it, ccm-merge from ccm-concat. In bf16 they ship, each with its step 1."""
     sizes = ["--tokens", 768, "--scale", 1e-4, "--samples", 0, "--device", "cpu", "--fast", "off"]
     status, printed = call(smollm2, "--model", tiny, "--out", tmp_path / "out", "--ship", tmp_path / "ship", *sizes)
     assert status == 0 and "step1: 2 steps" in printed and "ccm-merge: 2 steps" in printed, printed
