@@ -320,7 +320,7 @@ def to_bot(text: str) -> str:
 
 
 def event(rng: random.Random, agent: Agent) -> tuple[str, list[Question]]:
-    """Somebody did, does, or will do something: who, what, how many, what colour, where, when, with whom, why."""
+    """Somebody did, does, or will do something: who, what, how many, what colour, where, when, who with, why."""
     base, past, nouns = rng.choice(VERBS)
     noun = rng.choice(nouns)
     number = rng.choice(NUMBERS[: rng.choice((4, 8, 23))]) if rng.random() < 0.3 else ""

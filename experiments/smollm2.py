@@ -14,7 +14,7 @@ import math
 import random
 import time
 import zlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -306,19 +306,33 @@ def ship(out: Path, target: Path) -> None:
                 write_json(there / "adapter.json", read_json(part / "adapter.json"))
 
 
+def wanted_stages(options) -> list[Stage]:
+    """The stages of --stages, with the settings of --set and --scale. Raises ValueError for what is not known."""
+    known, settings, found = {stage.name: stage for stage in STAGES}, [field.name for field in fields(Stage)[2:]], []
+    for stage_name in options.stages.split(","):
+        if stage_name not in known:
+            raise ValueError(f"--stages: there is no stage {stage_name!r:.60}: choose from {', '.join(known)}")
+        stage = known[stage_name]
+        for part in filter(None, options.set.split(",")):
+            key, _, value = part.partition("=")
+            if key not in settings:
+                raise ValueError(f"--set: there is no setting {key!r:.60}: choose from {', '.join(settings)}")
+            try:
+                stage = replace(stage, **{key: type(getattr(stage, key))(value)})
+            except ValueError:
+                raise ValueError(f"--set: {part!r:.60} has no number: write it as {key}=1") from None
+        found.append(replace(stage, steps=max(2, round(stage.steps * options.scale))))
+    return found
+
+
 def main() -> None:
     options = arguments()
     device, dtype = cli.device_and_dtype(options)
-    wanted = options.stages.split(",")
-    if distributed.WORLD_SIZE > 1 and (len(wanted) > 1 or options.ship):
+    stages = wanted_stages(options)
+    if distributed.WORLD_SIZE > 1 and (len(stages) > 1 or options.ship):
         raise ValueError("with torchrun, train one of the --stages at a time, without --ship")
     seconds = [float(part) for part in options.seconds.split(",") if part]
-    changes = dict(part.split("=") for part in options.set.split(",") if part)
-    for i, wanted_name in enumerate(wanted):
-        stage = next(stage for stage in STAGES if stage.name == wanted_name)
-        kinds = {key: type(getattr(stage, key)) for key in changes}
-        stage = replace(stage, **{key: kinds[key](value) for key, value in changes.items()})
-        stage = replace(stage, steps=max(2, round(stage.steps * options.scale)))
+    for i, stage in enumerate(stages):
         train(stage, options, device, dtype, seconds[i] if i < len(seconds) else 1e9)
         free_memory()
     if options.ship:

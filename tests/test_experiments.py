@@ -263,6 +263,9 @@ def test_natural_with_a_method_from_a_file(call, tiny, tmp_path):
         ("talks", ["--talks", 0], "--talks"),
         ("costs", ["--model", "nowhere"], "nowhere"),
         ("weights", ["--adapter", "nowhere"], "give a folder for it with --out"),
+        ("smollm2", ["--stages", "step2"], "there is no stage 'step2': choose from step1, ccm-concat, ccm-merge"),
+        ("smollm2", ["--set", "steps=9,name=x"], "there is no setting 'name'"),
+        ("smollm2", ["--set", "n"], "'n' has no number: write it as n=1"),
     ],
 )
 def test_wrong_settings(monkeypatch, capsys, name, arguments, says):
