@@ -61,6 +61,7 @@ class Stage:
     turns: float = 0.1  # they take turns during this share of the training,
     fading: float = 0.5  # and the turns fade during this one
     completions: int = 2  # questions of a chat that ask for a message's own words, at most
+    longer: float = 0.0  # the share of chats (episodes, everyday) with the longer of two lengths
 
 
 STAGES = [
@@ -123,7 +124,10 @@ class Steps(Dataset):
         index += (zlib.crc32(stage.name.encode()) % 1000) * 10**7
         module = rng.choices([episodes, everyday, dialog], self.options.shares)[0]
         if module is not dialog:
-            sample = module.sample_at("train", index, min(limit, rng.choice(LENGTHS)), self.options.seed)
+            exchanges = rng.choice(LENGTHS)
+            if stage.longer and rng.random() < stage.longer:
+                exchanges = max(exchanges, rng.choice(LENGTHS))
+            sample = module.sample_at("train", index, min(limit, exchanges), self.options.seed)
             encoded = self.with_questions(sample, rng.randint(8, 12), rng)
         else:
             t = min(2 * limit, rng.choice([1, 1, 2, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 15, 17, 20]))

@@ -1,6 +1,8 @@
 """The experiment on a real model: its training sequences, its stages at toy size, and its table."""
 
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from experiments.real_model import Source, Steps, build_turns, sizes_of
 from minccm.fast.step import Packing, parse_fast
 from minccm.io.adapters import load_adapter
 from minccm.io.options import open_base
-from minccm.io.templates import DIALOGUE, TEMPLATES
+from minccm.io.templates import DIALOGUE, TEMPLATES, choose_template
 from minccm.io.tokenizer import Tokenizer
 from minccm.methods import get_method
 from minccm.parallel import forward_parallel
@@ -129,6 +131,22 @@ def test_adapters_for_chat(call, tmp_path, tiny):
         model, _ = open_base(str(tiny), None, torch.device("cpu"), torch.float32)
         method, n = load_adapter(model, folder)
         assert (method.name, n) == (name, tokens)
+
+
+def test_longer_chats(tiny):
+    """With `longer`, chats have more exchanges, and no chat has fewer than without it."""
+    _, tokenizer = open_base(str(tiny), None, torch.device("cpu"), torch.float32)
+    template = choose_template(str(tiny), None)
+    options = SimpleNamespace(shares=[1, 1, 0], seed=0)
+
+    def exchanges(longer: float) -> list[int]:
+        stage, encode = replace(smollm2.STAGES[1], longer=longer), encoder(tokenizer, template)
+        of = SimpleNamespace(vocab_size=tokenizer.vocab_size)
+        steps = smollm2.Steps(stage, get_method("ccm-concat"), encode, tokenizer, template, of, None, options)
+        return [int(steps.sequence(index, 26).info.step.max()) for index in range(20)]
+
+    usual, longer = exchanges(0.0), exchanges(1.0)
+    assert all(a <= b for a, b in zip(usual, longer)) and sum(longer) > sum(usual) + 20
 
 
 def test_domains(call, tmp_path, tiny, monkeypatch):
