@@ -19,7 +19,8 @@ A field {name: a|b|c} draws one of the alternatives and {name} repeats it; {: a|
 begins with a capital letter. An alternative may have a field of its own. "a" becomes "an" where it must.
 
 A chat puts some episodes together that cannot be mixed up, with the small talk of data/everyday.py in between and after
-them. A sample has the fields of data/everyday.py, and depends on (split, seed, its number) alone.
+them. A third of the chats has episodes of short messages only: people who write little do so all the time. A sample has
+the fields of data/everyday.py, and depends on (split, seed, its number) alone.
 """
 
 import random
@@ -55,6 +56,7 @@ MADE: dict[str, Callable[[random.Random], str]] = {
 }
 HELD = ("F", "M", "city", "food", "pet")  # kinds whose values are shared out among the splits
 NAMES, UNUSUAL = ("F", "M", "city", "pet"), 0.16  # kinds of names, and how many of them no list has
+SHORT, SHORT_CHATS = 11, 0.35  # words of a message on average, and how many chats have only such episodes
 FIELD = re.compile(r"\{(\^?)([A-Za-z_]*\d*)(?::\s*((?:[^{}]|\{[^{}]*\})*))?\}")
 BETWEEN = re.compile(r"\|(?![^{}]*\})")  # a bar between alternatives, not one of a field in an alternative
 ARTICLE = re.compile(r"(\ba|(?:(?<![^\s\"(])(?<!\w )A))n? (?=(\w+))")  # "A" where a sentence begins, not in "plan A"
@@ -79,6 +81,17 @@ def episodes(split: str) -> list[tuple[Line, ...]]:
         for number, text in enumerate(path.read_text("utf-8").strip().split("\n\n")):
             if lists.split_of(f"{path.stem} {number}") == split:
                 found.append(parse(text, f"{path.name}, episode {number + 1}"))
+    return found
+
+
+@lru_cache
+def short_episodes(split: str) -> list[int]:
+    """The numbers of the episodes whose messages are short."""
+    found = []
+    for number, episode in enumerate(episodes(split)):
+        lengths = [len(FIELD.sub("x", line.text).split()) for line in episode if line.mark == "+"]
+        if sum(lengths) <= SHORT * len(lengths):
+            found.append(number)
     return found
 
 
@@ -244,6 +257,8 @@ class Chat:
         self.open: list[tuple[str, str]] = []  # what can be asked: question, reply with [the value]
         self.chatty = rng.choice([0.0, 0.1, 0.2, 0.35, 0.5])  # how often small talk stands in between
         self.curious = rng.choice([0.0, 0.0, 0.1, 0.25])  # how often the user asks in between
+        short = rng.random() < SHORT_CHATS
+        self.numbers = short_episodes(split) if short else range(len(self.episodes))
 
     def say(self, user: str, bot: str) -> None:
         self.messages += [{"role": "user", "content": user}, {"role": "assistant", "content": bot}]
@@ -311,7 +326,7 @@ class Chat:
         chosen: list[int] = []
         messages = 0
         for _ in range(60):
-            one = rng.randrange(len(self.episodes))
+            one = rng.choice(self.numbers)
             if messages >= exchanges - after:
                 break
             if one not in chosen and not any(mixed_up(about[one], about[other]) for other in chosen):

@@ -80,6 +80,20 @@ def test_chats():
         assert len(episodes.sample_at("test", 0, time_step)["messages"]) == 2 * time_step + 2
 
 
+def test_some_chats_have_short_messages():
+    """In a third of the chats the user writes short messages only, in the others of any length."""
+    lengths = {True: [], False: []}
+    for index in range(300):
+        chat = episodes.Chat("train", random.Random(index))
+        chat.chatty = chat.curious = 0.0
+        chat.tell([chat.episodes[number] for number in chat.rng.sample(chat.numbers, 2)], 20)
+        said = [len(message["content"].split()) for message in chat.messages[::2]]
+        lengths[len(chat.numbers) < len(chat.episodes)].append(sum(said) / len(said))
+    assert 75 < len(lengths[True]) < 135
+    mean = {short: sum(found) / len(found) for short, found in lengths.items()}
+    assert mean[True] < 11 < 15 < mean[False]
+
+
 def test_answers_were_told():
     """The user has said nearly every answer before; the rest is said in other words."""
     told = 0
