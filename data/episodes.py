@@ -56,7 +56,7 @@ MADE: dict[str, Callable[[random.Random], str]] = {
 }
 HELD = ("F", "M", "city", "food", "pet")  # kinds whose values are shared out among the splits
 NAMES, UNUSUAL = ("F", "M", "city", "pet"), 0.16  # kinds of names, and how many of them no list has
-SHORT, SHORT_CHATS = 11, 0.35  # words of a message on average, and how many chats have only such episodes
+SHORT, SHORT_CHATS = 11, 0.35  # words of a message on average at most; the share of chats with only such episodes
 FIELD = re.compile(r"\{(\^?)([A-Za-z_]*\d*)(?::\s*((?:[^{}]|\{[^{}]*\})*))?\}")
 BETWEEN = re.compile(r"\|(?![^{}]*\})")  # a bar between alternatives, not one of a field in an alternative
 ARTICLE = re.compile(r"(\ba|(?:(?<![^\s\"(])(?<!\w )A))n? (?=(\w+))")  # "A" where a sentence begins, not in "plan A"

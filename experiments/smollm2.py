@@ -311,7 +311,7 @@ def ship(out: Path, target: Path) -> None:
 
 
 def wanted_stages(options) -> list[Stage]:
-    """The stages of --stages, with the settings of --set and --scale. Raises ValueError for what is not known."""
+    """The stages of --stages, with the settings of --set and --scale. Raises ValueError for a wrong one."""
     known, settings, found = {stage.name: stage for stage in STAGES}, [field.name for field in fields(Stage)[2:]], []
     for stage_name in options.stages.split(","):
         if stage_name not in known:
