@@ -5,7 +5,8 @@
 
 The model says its part of every conversation of tests/natural.jsonl itself (greedy), up to the turn after which a
 question is asked; then it answers. A reply is right if one of the expected words or phrases is in it. --small-talk adds
-lines that tell nothing before each question. Many conversations are held at once (minccm/fast/conversations.py).
+lines that tell nothing before each question. An adapter is compared with no context and full context, both answered by
+the base with its step 1. Many conversations are held at once (minccm/fast/conversations.py).
 """
 
 import random
@@ -182,14 +183,13 @@ def main() -> None:
         rows.append(measure(talks, found, label, batch))
 
     for adapted in open_adapters(options, device, dtype):
-        base = step1_name(adapted.folder)
-        if adapted.method.name == "full":
-            add(adapted, adapted.method, "full, step 1")
-            continue
+        base = str(adapted.folder) if adapted.method.name == "full" else step1_name(adapted.folder)
         if base and base not in bases:  # LoRA acts on COMP tokens only, and here are none: this is the base with step 1
-            add(adapted, get_method("full"), "full, step 1")
+            for method in ("none", "full"):
+                add(adapted, get_method(method), f"{method}, step 1")
         bases.add(base)
-        add(adapted, adapted.method, adapted.label)
+        if adapted.method.name != "full":
+            add(adapted, adapted.method, adapted.label)
     lines = f", {options.small_talk} lines of small talk before each" if options.small_talk else ""
     spans = [key for key in rows[0] if re.fullmatch(r"\d+-\d+", key)]
     title = f"{rows[0]['questions']} questions answered right{lines}, by the turns since it was told"

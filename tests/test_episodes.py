@@ -14,7 +14,11 @@ from experiments import abilities
 from experiments.smollm2 import completions
 
 CHATS = [episodes.sample("train", index) for index in range(400)]
-NATURAL = [json.loads(line) for line in (Path(__file__).parent / "natural.jsonl").read_text("utf-8").splitlines()]
+NATURAL = [
+    json.loads(line)
+    for name in ("natural", "natural_later")
+    for line in (Path(__file__).parent / f"{name}.jsonl").read_text("utf-8").splitlines()
+]
 
 
 def words(text: str) -> list[str]:

@@ -4,6 +4,7 @@ import argparse
 import importlib
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -250,6 +251,18 @@ def test_natural_with_a_method_from_a_file(call, tiny, tmp_path):
     call("natural", *small, "--method", ROOT / "examples" / "carousel.py", "--json", tmp_path / "rows.json")
     (row,) = json.loads((tmp_path / "rows.json").read_text())
     assert (row["method"], row["n"], row["questions"], row["pairs"]) == ("mine: carousel", 2, 4, 16)
+
+
+def test_natural_with_a_step_1_adapter(call, tiny, tmp_path):
+    """Step 1 is measured with and without its context: the one has a pair for every token, the other none."""
+    model = load_model(tiny)
+    model.add_adapter(0, r=2)
+    save_adapter(tmp_path / "step1", model, replace(get_method("full"), conditional=False), 0)
+    small = ["--model", tiny, "--adapter", tmp_path / "step1", "--count", 1, "--max-tokens", 2]
+    call("natural", *small, "--json", tmp_path / "rows.json")
+    none, full = json.loads((tmp_path / "rows.json").read_text())
+    assert (none["method"], none["pairs"], full["method"]) == ("none, step 1", 0, "full, step 1")
+    assert full["pairs"] > 50
 
 
 @pytest.mark.parametrize(

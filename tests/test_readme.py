@@ -525,19 +525,25 @@ def test_table_of_scale():
 def test_tables_of_readme():
     """README's tables have the numbers of the JSON files in docs."""
     found = tables(README)
-    (small,) = [table for table in found if "ccm-merge" in table and table[""][0].endswith("after 12 turns")]
+    (small,) = [table for table in found if "ccm-merge" in table and table[""][0].endswith("right answers")]
     (real,) = [table for table in found if "ccm-merge" in table and table is not small]
     (tiny,) = [table for table in found if "ccm-merge, n = 32" in table]
     rows = json.loads((ROOT / "docs" / "smollm2-dailydialog.json").read_text("utf-8"))
     equal = equal_memory_table(json.loads((ROOT / "docs" / "smollm2-equal.json").read_text("utf-8")))
     recalled = {name.partition(",")[0]: cells for name, cells in equal.items() if "pairs of" not in name}
     dialogues = {name.removesuffix(", n = 2"): cells for name, cells in dailydialog_table(rows).items()}
+    natural, talk = (
+        {
+            name.partition(",")[0]: cells
+            for name, cells in natural_table(json.loads((ROOT / "docs" / file).read_text("utf-8"))).items()
+        }
+        for file in ("smollm2-natural.json", "smollm2-natural-talk.json")
+    )
     names = {"no context": "none", "full context": "full"}
     for shown, cells in list(small.items())[1:]:
         method = names.get(shown, shown)
-        recall, pairs = recalled[method][4:6]
-        perplexity = f"{float(dialogues[method][4].split()[0]):.1f}"
-        assert cells == [recall, pairs, perplexity, dialogues[method][6]], shown
+        right, *_, pairs, kib = natural[method]
+        assert cells == [right, talk[method][0], pairs, kib, *recalled[method][4:6]], shown
     for method, cells in list(real.items())[1:]:
         assert cells[:5] == [cell.split()[0] for cell in dialogues[method][:5]], method
         gap = dialogues[method][5].split()[:1] or [{"none": "0", "full": "1"}[method]]
