@@ -19,8 +19,9 @@ A field {name: a|b|c} draws one of the alternatives and {name} repeats it; {: a|
 begins with a capital letter. An alternative may have a field of its own. "a" becomes "an" where it must.
 
 A chat puts some episodes together that cannot be mixed up, with the small talk of data/everyday.py in between and after
-them. A third of the chats has episodes of short messages only: people who write little do so all the time. A sample has
-the fields of data/everyday.py, and depends on (split, seed, its number) alone.
+them. A third of the chats has episodes of short messages only: people who write little do so all the time. Episodes in
+which something changes are told more often than others. A sample has the fields of data/everyday.py, and depends on
+(split, seed, its number) alone.
 """
 
 import random
@@ -57,6 +58,7 @@ MADE: dict[str, Callable[[random.Random], str]] = {
 HELD = ("F", "M", "city", "food", "pet")  # kinds whose values are shared out among the splits
 NAMES, UNUSUAL = ("F", "M", "city", "pet"), 0.16  # kinds of names, and how many of them no list has
 SHORT, SHORT_CHATS = 11, 0.35  # words of a message on average at most; the share of chats with only such episodes
+CHANGES = 0.25  # the share of episodes that are drawn only from those in which something changes
 FIELD = re.compile(r"\{(\^?)([A-Za-z_]*\d*)(?::\s*((?:[^{}]|\{[^{}]*\})*))?\}")
 BETWEEN = re.compile(r"\|(?![^{}]*\})")  # a bar between alternatives, not one of a field in an alternative
 ARTICLE = re.compile(r"(\ba|(?:(?<![^\s\"(])(?<!\w )A))n? (?=(\w+))")  # "A" where a sentence begins, not in "plan A"
@@ -84,15 +86,20 @@ def episodes(split: str) -> list[tuple[Line, ...]]:
     return found
 
 
+def is_short(episode: tuple[Line, ...]) -> bool:
+    """Are its messages short?"""
+    lengths = [len(FIELD.sub("x", line.text).split()) for line in episode if line.mark == "+"]
+    return sum(lengths) <= SHORT * len(lengths)
+
+
 @lru_cache
-def short_episodes(split: str) -> list[int]:
-    """The numbers of the episodes whose messages are short."""
-    found = []
-    for number, episode in enumerate(episodes(split)):
-        lengths = [len(FIELD.sub("x", line.text).split()) for line in episode if line.mark == "+"]
-        if sum(lengths) <= SHORT * len(lengths):
-            found.append(number)
-    return found
+def select(split: str, short: bool, changing: bool) -> list[int]:
+    """The numbers of a split's episodes: of those with short messages, or in which something changes, or of all."""
+    return [
+        number
+        for number, episode in enumerate(episodes(split))
+        if (is_short(episode) or not short) and (any(line.mark == "?!" for line in episode) or not changing)
+    ]
 
 
 def parse(text: str, where: str = "an episode") -> tuple[Line, ...]:
@@ -258,7 +265,7 @@ class Chat:
         self.chatty = rng.choice([0.0, 0.1, 0.2, 0.35, 0.5])  # how often small talk stands in between
         self.curious = rng.choice([0.0, 0.0, 0.1, 0.25])  # how often the user asks in between
         short = rng.random() < SHORT_CHATS
-        self.numbers = short_episodes(split) if short else range(len(self.episodes))
+        self.numbers, self.changing = select(split, short, False), select(split, short, True)
 
     def say(self, user: str, bot: str) -> None:
         self.messages += [{"role": "user", "content": user}, {"role": "assistant", "content": bot}]
@@ -326,7 +333,7 @@ class Chat:
         chosen: list[int] = []
         messages = 0
         for _ in range(60):
-            one = rng.choice(self.numbers)
+            one = rng.choice(self.changing if rng.random() < CHANGES else self.numbers)
             if messages >= exchanges - after:
                 break
             if one not in chosen and not any(mixed_up(about[one], about[other]) for other in chosen):

@@ -98,6 +98,18 @@ def test_some_chats_have_short_messages():
     assert mean[True] < 11 < 15 < mean[False]
 
 
+def test_changes_are_told_often(monkeypatch):
+    """A chat has more episodes in which something changes than chance would give."""
+    changes = lambda found: sum(any(line.mark == "?!" for line in one) for one in found) / len(found)
+    told, tell = [], episodes.Chat.tell
+    monkeypatch.setattr(
+        episodes.Chat, "tell", lambda chat, chosen, limit: (told.extend(chosen), tell(chat, chosen, limit))
+    )
+    for index in range(300):
+        episodes.sample("train", index)
+    assert changes(told) > changes(episodes.episodes("train")) + 0.12
+
+
 def test_answers_were_told():
     """The user has said nearly every answer before; the rest is said in other words."""
     told = 0
