@@ -19,9 +19,9 @@ A field {name: a|b|c} draws one of the alternatives and {name} repeats it; {: a|
 begins with a capital letter. An alternative may have a field of its own. "a" becomes "an" where it must.
 
 A chat puts some episodes together that cannot be mixed up, with the small talk of data/everyday.py in between and after
-them. A third of the chats has episodes of short messages only: people who write little do so all the time. Episodes in
-which something changes are told more often than others. A sample has the fields of data/everyday.py, and depends on
-(split, seed, its number) alone.
+them. A third of the chats has episodes of short messages only: people who write little do so all the time. Episodes with
+changes are told more often than others. A sample has the fields of data/everyday.py, and depends on (split, seed, its
+number) alone.
 """
 
 import random
@@ -58,7 +58,7 @@ MADE: dict[str, Callable[[random.Random], str]] = {
 HELD = ("F", "M", "city", "food", "pet")  # kinds whose values are shared out among the splits
 NAMES, UNUSUAL = ("F", "M", "city", "pet"), 0.16  # kinds of names, and how many of them no list has
 SHORT, SHORT_CHATS = 11, 0.35  # words of a message on average at most; the share of chats with only such episodes
-CHANGES = 0.25  # the share of episodes that are drawn only from those in which something changes
+CHANGES = 0.25  # the share of episodes that are drawn from those with changes only
 FIELD = re.compile(r"\{(\^?)([A-Za-z_]*\d*)(?::\s*((?:[^{}]|\{[^{}]*\})*))?\}")
 BETWEEN = re.compile(r"\|(?![^{}]*\})")  # a bar between alternatives, not one of a field in an alternative
 ARTICLE = re.compile(r"(\ba|(?:(?<![^\s\"(])(?<!\w )A))n? (?=(\w+))")  # "A" where a sentence begins, not in "plan A"
@@ -94,7 +94,7 @@ def is_short(episode: tuple[Line, ...]) -> bool:
 
 @lru_cache
 def select(split: str, short: bool, changing: bool) -> list[int]:
-    """The numbers of a split's episodes: of those with short messages, or in which something changes, or of all."""
+    """The numbers of a split's episodes: of those with short messages, with changes, or of all."""
     return [
         number
         for number, episode in enumerate(episodes(split))

@@ -99,7 +99,7 @@ def test_some_chats_have_short_messages():
 
 
 def test_changes_are_told_often(monkeypatch):
-    """A chat has more episodes in which something changes than chance would give."""
+    """A chat has more episodes with changes than chance would give."""
     changes = lambda found: sum(any(line.mark == "?!" for line in one) for one in found) / len(found)
     told, tell = [], episodes.Chat.tell
     monkeypatch.setattr(
