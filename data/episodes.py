@@ -19,9 +19,9 @@ A field {name: a|b|c} draws one of the alternatives and {name} repeats it; {: a|
 begins with a capital letter. An alternative may have a field of its own. "a" becomes "an" where it must.
 
 A chat puts some episodes together that cannot be mixed up, with the small talk of data/everyday.py in between and after
-them. A third of the chats has episodes of short messages only: people who write little do so all the time. Episodes with
-changes are told more often than others. A sample has the fields of data/everyday.py, and depends on (split, seed, its
-number) alone.
+them. A third of the chats has episodes of short messages only: people who write little do so all the time. Episodes
+with changes are told more often than others. A sample has the fields of data/everyday.py, and depends on (split, seed,
+its number) alone.
 """
 
 import random
