@@ -1,6 +1,5 @@
 """Hand-written episodes: they are all readable, chats are answerable from them, and the test set is not among them."""
 
-import json
 import random
 import re
 from pathlib import Path
@@ -12,13 +11,9 @@ from data import episodes, everyday
 from data.chats import check_chat
 from experiments import abilities
 from experiments.smollm2 import completions
+from tests.test_natural import CONVERSATIONS
 
 CHATS = [episodes.sample("train", index) for index in range(400)]
-NATURAL = [
-    json.loads(line)
-    for name in ("natural", "natural_later")
-    for line in (Path(__file__).parent / f"{name}.jsonl").read_text("utf-8").splitlines()
-]
 
 
 def words(text: str) -> list[str]:
@@ -201,11 +196,11 @@ def test_the_natural_test_set_is_not_in_the_training_data():
             asked |= {tuple(words(question)) for question, _ in chat["questions"]}
             for message in chat["messages"][::2]:
                 said |= runs(message["content"], 8)
-    questions = [tuple(words(question["ask"])) for talk in NATURAL for question in talk["questions"]]
+    questions = [tuple(words(question["ask"])) for talk in CONVERSATIONS for question in talk["questions"]]
     assert sum(len(question) > 5 and question in asked for question in questions) < 0.02 * len(questions)
-    assert not any(runs(turn, 8) & said for talk in NATURAL for turn in talk["turns"])
+    assert not any(runs(turn, 8) & said for talk in CONVERSATIONS for turn in talk["turns"])
     everything = " \n ".join(" ".join(words(path.read_text("utf-8"))) for path in episodes.FOLDER.glob("*.txt"))
-    for talk in NATURAL:
+    for talk in CONVERSATIONS:
         for turn in talk["turns"]:
             assert not any(" ".join(run) in everything for run in runs(turn, 8)), turn
 

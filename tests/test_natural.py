@@ -1,7 +1,7 @@
 """The natural test sets: conversations in people's own words, none from a template of the generators.
 
 natural.jsonl is the one that training data were improved for. natural_later.jsonl was written by others, after the
-adapters that ship had been trained; no training data were changed after it.
+adapters that ship had been trained.
 
 One conversation a line:
 

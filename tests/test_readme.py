@@ -530,16 +530,12 @@ def test_tables_of_readme():
     (real,) = [table for table in found if "ccm-merge" in table and table is not small]
     (tiny,) = [table for table in found if "ccm-merge, n = 32" in table]
     rows = json.loads((ROOT / "docs" / "smollm2-dailydialog.json").read_text("utf-8"))
-    equal = equal_memory_table(json.loads((ROOT / "docs" / "smollm2-equal.json").read_text("utf-8")))
-    recalled = {name.partition(",")[0]: cells for name, cells in equal.items() if "pairs of" not in name}
-    dialogues = {name.removesuffix(", n = 2"): cells for name, cells in dailydialog_table(rows).items()}
-    natural, talk = (
-        {
-            name.partition(",")[0]: cells
-            for name, cells in natural_table(json.loads((ROOT / "docs" / file).read_text("utf-8"))).items()
-        }
-        for file in ("smollm2-natural.json", "smollm2-natural-talk.json")
+    recalled, natural, talk = (
+        {name.partition(",")[0]: cells for name, cells in made(json.loads(text)).items() if "pairs of" not in name}
+        for file, made in (("equal", equal_memory_table), ("natural", natural_table), ("natural-talk", natural_table))
+        for text in [(ROOT / "docs" / f"smollm2-{file}.json").read_text("utf-8")]
     )
+    dialogues = {name.removesuffix(", n = 2"): cells for name, cells in dailydialog_table(rows).items()}
     names = {"no context": "none", "full context": "full"}
     for shown, cells in list(small.items())[1:]:
         method = names.get(shown, shown)
