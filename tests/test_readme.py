@@ -484,6 +484,7 @@ def costs_table(rows: list[dict], decimals: int = 0) -> dict[str, list[str]]:
         ("results", "answered right | all", "smollm2-natural", natural_table),
         ("results", "answered right after small talk", "smollm2-natural-talk", natural_table),
         ("results", "answered right, written later", "smollm2-natural-later", natural_table),
+        ("results", "answered right, third set", "smollm2-natural-third", natural_table),
         ("results", "SmolLM2, dailydialog", "smollm2-dailydialog", dailydialog_table),
         ("results", "SmolLM2, icl", "smollm2-tasks", partial(accuracy_table, dataset="icl")),
         ("results", "SmolLM2, persona", "smollm2-tasks", partial(accuracy_table, dataset="persona")),
